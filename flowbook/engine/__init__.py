@@ -1,0 +1,1 @@
+"""The engine process: folds a run's log, decides what is next, launches attempts, records what came of them."""

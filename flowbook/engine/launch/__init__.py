@@ -1,0 +1,1 @@
+"""Launchers: carry out one attempt somewhere and tell how it ended."""

@@ -1,0 +1,27 @@
+"""The kernel side, inside ipykernel: magics, capture, names, and the client of the engine process. Thin: it runs no step.
+
+Read `session.py` first: it holds what a kernel knows, and the other modules are its parts.
+
+    cells.py      the cells that ran, which names they bound, and where they stand in the notebook
+    session.py    flows, steps and parameters as defined; from there to a Spec; runs
+    capture.py    names of plain cells → entries in the store
+    names.py      placeholders, the scan before a cell runs, loading
+    engine.py     the engine process: start it, ask it, follow its runs
+    display.py    the status of a run as HTML and as text
+    magics.py     what is typed; parses and calls the session
+    api.py        `flow`, the Python twin, and the handles of runs and steps
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def load(ip: Any) -> None:
+    """Set flowbook up in a shell; a second call changes nothing."""
+    from flowbook.settings import check_platform
+
+    check_platform()
+    from flowbook.kernel.session import attach
+
+    attach(ip)

@@ -1,0 +1,203 @@
+"""`from flowbook import flow`: what `%flow` does, from Python; and the handle of a run, which can be awaited.
+
+    run = await flow.run(lr=0.1)       # one of many, in a plain loop
+    run["best"]                        # an artifact of that very run, whatever ran since
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flowbook.errors import ArtifactNotLoaded
+
+if TYPE_CHECKING:
+    from flowbook.kernel.session import Run, Session
+
+
+def _session() -> Session:
+    from flowbook.kernel.session import current_session
+
+    return current_session()
+
+
+class RunHandle:
+    """One run: `await run`, `run.wait()`, `run["name"]`, `run["step"]`, `run.stop()`."""
+
+    def __init__(self, session: Session, run: Run) -> None:
+        self._session, self._run = session, run
+        self._shown_in: int | None = session.shell.execution_count  # its status is displayed by `%flow run` in this cell
+
+    @property
+    def id(self) -> str:
+        return self._run.id
+
+    @property
+    def flow(self) -> str:
+        return self._run.spec.flow
+
+    @property
+    def state(self) -> str:
+        """running, succeeded, failed, stopped, or lost (the engine process ended)."""
+        return self._run.view.ended or "running"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self._run.params)
+
+    def wait(self, timeout: float | None = None) -> RunHandle:
+        """Wait for the end; raises StepFailed or RunStopped. An interrupt ends the wait, not the run."""
+        from flowbook.kernel.names import interruptible
+
+        with interruptible():
+            self._session.wait(self._run, timeout)
+        self._session.outcome(self._run)
+        return self
+
+    def __await__(self) -> Generator[Any, None, RunHandle]:
+        return self._finished().__await__()
+
+    async def _finished(self) -> RunHandle:
+        # The kernel's own loop goes on meanwhile, so widgets and comms stay alive; cancelling ends the wait only.
+        while self._run.view.ended is None:
+            await asyncio.sleep(0.02)
+        self._session.outcome(self._run)
+        return self
+
+    def stop(self, step: str | None = None, index: int | Sequence[int] | None = None) -> str:
+        wanted = (index,) if isinstance(index, int) else index
+        return self._session.stop(self._run, step, wanted)
+
+    def __getitem__(self, name: str) -> Any:
+        """A step's handle, or the value of an artifact made outside a fan-out."""
+        from flowbook.kernel.names import StepHandle, interruptible, task_result
+
+        spec = self._run.spec
+        flow = self._session.flows[spec.flow]
+        if any(s.name == name for s in spec.steps):
+            return StepHandle(self._session, flow, name, self._run)
+        makers = [s for s in reversed(spec.steps) if not s.scope and name in s.saves]
+        if not makers:
+            made = sorted({n for s in spec.steps if not s.scope for n in s.saves})
+            raise KeyError(f"run {self.id} makes no {name!r}; it makes {', '.join(made)}")
+        with interruptible():
+            self._session.wait(self._run)
+        for step in makers:
+            result = task_result(self._session, self._run, step.name, ())
+            if result.state == "succeeded" and name in self._session.commit(self._run, step.name, ())["artifacts"]:
+                return result[name]
+        raise ArtifactNotLoaded(f"`{name}` was not made in run {self.id} ({self.state})")
+
+    def _ipython_display_(self) -> None:
+        if self._session.shell.execution_count != self._shown_in:
+            from IPython.display import publish_display_data
+
+            publish_display_data(dict(self._repr_mimebundle_()))
+        self._shown_in = None
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Mapping[str, str]:
+        from flowbook.kernel.display import status_html, status_text
+
+        return {"text/plain": status_text(self._run), "text/html": status_html(self._run)}
+
+    def __repr__(self) -> str:
+        return f"<run {self.id} of {self.flow}: {self.state}>"
+
+
+class Flow:
+    """The object `flow`: each method is the `%flow` command of the same name."""
+
+    @property
+    def mine(self) -> dict[str, Any]:
+        """Plain variables whose names the flow took; captures look here first."""
+        return _session().names.mine
+
+    def run(
+        self,
+        step: str | None = None,
+        *,
+        flow: str | None = None,
+        wait: bool = False,
+        tag: str | Sequence[str] = (),
+        max_parallel: int | None = None,
+        **params: Any,
+    ) -> RunHandle:
+        from flowbook.kernel.magics import start
+
+        tags = (tag,) if isinstance(tag, str) else tuple(tag)
+        return start(_session(), step=step, flow=flow, wait=wait, tags=tags, max_parallel=max_parallel, params=params)
+
+    def resume(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False) -> RunHandle:
+        from flowbook.kernel.magics import start_resume
+
+        return start_resume(_session(), None if run is None else str(run), flow, wait)
+
+    def load(self, name: str) -> Any:
+        """Load one name into the kernel, however large it is, and return it."""
+        return _session().names.load(name, huge=True)
+
+    def wait(self, run: str | int | None = None, *, flow: str | None = None, timeout: float | None = None) -> RunHandle:
+        session = _session()
+        return RunHandle(session, _find(session, run, flow)).wait(timeout)
+
+    def __getitem__(self, run: str | int) -> RunHandle:
+        session = _session()
+        return RunHandle(session, _find(session, run, None))
+
+    def _command(self, name: str, line: str) -> Any:
+        from flowbook.kernel.magics import COMMANDS
+
+        return COMMANDS[name].call(_session(), line.strip())
+
+    def status(self, run: str | int = "") -> None:
+        self._command("status", str(run))
+
+    def logs(self, task: str = "") -> None:
+        self._command("logs", task)
+
+    def stop(self, task: str = "") -> None:
+        self._command("stop", task)
+
+    def runs(self) -> None:
+        self._command("runs", "")
+
+    def show(self, step: str = "") -> None:
+        self._command("show", step)
+
+    def check(self, *, serial: bool = False) -> None:
+        self._command("check", "--serial" if serial else "")
+
+    def graph(self) -> Any:
+        return self._command("graph", "")
+
+    def artifacts(self, run: str | int = "") -> None:
+        self._command("artifacts", str(run))
+
+    def drop(self, step: str) -> None:
+        self._command("drop", step)
+
+    def defaults(self, line: str = "") -> None:
+        self._command("defaults", line)
+
+    def __repr__(self) -> str:
+        try:
+            session = _session()
+        except Exception as error:
+            return f"<flow: {error}>"
+        return "\n".join(f"<flow {f.name}: {' · '.join(f.steps)}>" for f in session.flows.values() if f.steps) or "<flow: no step yet>"
+
+
+def _find(session: Session, run: str | int | None, flow: str | None) -> Run:
+    """The run of that number started in this kernel, else the latest."""
+    from flowbook.errors import DefinitionError, Finding
+
+    defined = session.existing(flow)
+    found = [r for r in defined.runs if run is None or r.id == str(run)]
+    if not found:
+        here = ", ".join(r.id for r in defined.runs) or "none"
+        raise DefinitionError(Finding("", f"no run {run} of this kernel" if run else "nothing was run yet", f"Runs of this kernel: {here}."))
+    return found[-1]
+
+
+flow = Flow()

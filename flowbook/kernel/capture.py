@@ -1,0 +1,233 @@
+"""What goes along with a run from the plain cells of the kernel: modules, functions, classes, data, local `.py` files.
+
+A capture is a snapshot taken while `%flow run` executes. Functions and classes go by value together with what they use in
+turn; classes keep their identity by qualified name, so an instance stays an instance. Nothing here knows of steps beyond names.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import linecache
+import re
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowbook.errors import CaptureError, NotPicklable
+from flowbook.spec.body import ast_key
+from flowbook.store import codec
+from flowbook.store.base import Store
+
+LARGE_BYTES = 100_000_000
+SECRET_NAME = re.compile(r"(^|_)(password|passwd|passphrase|secret|api_?key|secret_?key|access_?key|private_?key|auth_?token|api_?token|credentials?)(_|$)", re.I)
+SECRET_VALUE = re.compile(
+    r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_[A-Za-z0-9]{30}|xox[abprs]-[A-Za-z0-9-]{10}|sk-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}"
+    r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\."
+)
+
+
+@dataclass
+class Captured:
+    """name → {entry, kind, origin, size, key, needs}; local modules; sources for tracebacks; what to say to the user."""
+
+    names: dict[str, Any] = field(default_factory=dict)
+    modules: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def looks_secret(name: str, value: Any) -> bool:
+    """Whether a value should not be written into a store: by the name it has, or by its own form."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return bool(value) and (bool(SECRET_NAME.search(name)) or bool(SECRET_VALUE.search(value)))
+    if isinstance(value, Mapping) and len(value) <= 100:
+        return any(isinstance(key, str) and isinstance(item, (str, bytes)) and looks_secret(key, item) for key, item in value.items())
+    if isinstance(value, (list, tuple)) and len(value) <= 100:
+        return any(isinstance(item, str) and bool(SECRET_VALUE.search(item)) for item in value)
+    return False
+
+
+def source_key(value: Any) -> str | None:
+    """A key of a function's or class's code which formatting and comments do not change; None where no source is known."""
+    try:
+        import textwrap
+
+        return ast_key(textwrap.dedent(inspect.getsource(value)))
+    except (OSError, TypeError, SyntaxError, IndentationError):
+        pass
+    if isinstance(value, type):  # inspect cannot find a class of a notebook cell; its methods lead to the cell
+        parts = [source_key(m) or "" for m in vars(value).values() if isinstance(m, types.FunctionType)]
+        return hashlib.sha256("".join([value.__qualname__, *parts]).encode()).hexdigest() if any(parts) else None
+    return None
+
+
+def capture(
+    wanted: Iterable[str],
+    namespace: dict[str, Any],
+    store: Store,
+    *,
+    skip: Callable[[str], bool],
+    origin: Callable[[str], str],
+    label: Callable[[str], str | None],
+    readers: Callable[[str], str],
+    secrets: Iterable[str] = (),
+) -> Captured:
+    """Write the values of `wanted`, and of all that they use in turn, to the store.
+
+    `skip(name)`: made by the flow itself, a parameter, or bound by %%flowsetup: never captured. `label(filename)`: the cell a
+    code file is; `readers(name)`: who reads it, for messages. Raises CaptureError for a secret or a value that cannot be
+    pickled; a name that does not exist is left out (the caller has checked what is required).
+    """
+    result = Captured()
+    declared = set(secrets)
+    roots: set[str] = set()
+    queue = sorted(wanted)
+
+    def main_key(qualname: str) -> str | None:
+        value = namespace.get(qualname.partition(".")[0])
+        return source_key(value) if isinstance(value, (type, types.FunctionType)) else None
+
+    while queue:
+        name = queue.pop()
+        if name in result.names or name not in namespace or skip(name):
+            continue
+        value = namespace[name]
+        if isinstance(value, types.ModuleType):
+            roots.add(value.__name__.partition(".")[0])
+            result.names[name] = {
+                "entry": {"kind": "module", "module": value.__name__},
+                "kind": "module",
+                "origin": getattr(value, "__version__", "") if isinstance(getattr(value, "__version__", ""), str) else "",
+                "size": 0,
+                "key": f"module {value.__name__} {getattr(value, '__version__', '')}",
+                "needs": [],
+            }
+            continue
+        if name in declared or looks_secret(name, value):
+            raise CaptureError(
+                f"`{name}`, read by {readers(name)}, looks like a secret, and captured values are written to the store.\n"
+                f"    Read it inside the step: os.environ[...], with `--env NAME` to take NAME from this kernel's environment."
+            )
+        try:
+            encoded = codec.encode(value, name=name, main=namespace, root=True, keys=main_key, store=store)
+        except NotPicklable as error:
+            raise CaptureError(
+                f"`{name}`, read by {readers(name)} and set in {origin(name)}, cannot go along with the run: {error}\n"
+                f"    Make it inside the step, or in a %%flowsetup cell, which runs in every pod."
+            ) from None
+        entry = codec.finish(store, encoded, value)
+        kind = "class" if isinstance(value, type) else "function" if _is_function(value) else "data"
+        needs = sorted({ref.partition(".")[0] for ref in encoded.refs} | set(encoded.globals))
+        needs = [need for need in needs if need != name]
+        roots |= set(encoded.modules)
+        size = entry.get("size", 0)
+        if size > LARGE_BYTES:
+            result.warnings.append(f"`{name}` is captured with {size / 1e6:,.0f} MB; a step that makes it would send it once")
+        key = (source_key(value) if kind != "data" else None) or _content_key(entry)
+        result.names[name] = {"entry": entry, "kind": kind, "origin": origin(name), "size": size, "key": key, "needs": needs}
+        if kind != "data":
+            for function in _code_of(value):
+                _add_source(result.sources, function, label)
+        queue.extend(needs)
+    result.modules = local_modules(roots, store)
+    return result
+
+
+def add_modules(captured: Captured, roots: Iterable[str], store: Store) -> None:
+    """Bring along the local modules that step bodies import themselves."""
+    captured.modules.update(local_modules(set(roots), store, known=captured.modules))
+
+
+def local_modules(roots: Iterable[str], store: Store, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Dotted name → {file, blob, package} of every `.py` file of the local packages in `roots` and of those they import.
+
+    Local means: a source file outside the standard library and site-packages. They go by content, as they are on disk now, so a
+    pod never sees an older or a later state.
+    """
+    found: dict[str, Any] = {}
+    done = {name.partition(".")[0] for name in known or ()}
+    queue = sorted(roots)
+    while queue:
+        root = queue.pop()
+        if root in done or root in ("__main__", "flowbook") or root in sys.stdlib_module_names:
+            continue
+        done.add(root)
+        file = _module_file(root)
+        if file is None or not _is_local(file):
+            continue
+        package = file.name == "__init__.py"
+        for path in sorted(file.parent.rglob("*.py"))[:5000] if package else [file]:
+            relative = path.relative_to(file.parent.parent if package else file.parent).with_suffix("")
+            dotted = ".".join(relative.parts)
+            is_package = dotted.endswith("__init__")
+            dotted = dotted.removesuffix(".__init__")
+            if not all(part.isidentifier() for part in dotted.split(".")):
+                continue
+            data = path.read_bytes()
+            found[dotted] = {"file": str(path), "blob": store.put_blob([data]), "package": is_package}
+            queue.extend(_imported_roots(data))
+    return found
+
+
+def _module_file(root: str) -> Path | None:
+    module = sys.modules.get(root)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        try:
+            spec = importlib.util.find_spec(root)
+        except (ImportError, ValueError, AttributeError):
+            return None
+        file = spec.origin if spec and spec.has_location else None
+    return Path(file) if isinstance(file, str) and file.endswith(".py") else None
+
+
+def _is_local(file: Path) -> bool:
+    paths = sysconfig.get_paths()
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return False
+    return not any(file.is_relative_to(paths[kind]) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def _imported_roots(source: bytes) -> set[str]:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return set()
+    roots: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            roots.add(node.module.partition(".")[0])
+    return roots
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__")
+
+
+def _code_of(value: Any) -> list[types.FunctionType]:
+    value = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else value
+    if isinstance(value, types.FunctionType):
+        return [value]
+    return [m for m in vars(value).values() if isinstance(m, types.FunctionType)] if isinstance(value, type) else []
+
+
+def _add_source(sources: dict[str, Any], function: types.FunctionType, label: Callable[[str], str | None]) -> None:
+    filename = function.__code__.co_filename
+    if filename not in sources and (cell := label(filename)) is not None:
+        sources[filename] = {"label": cell, "source": "".join(linecache.getlines(filename))}
+
+
+def _content_key(entry: Mapping[str, Any]) -> str:
+    content = {key: entry.get(key) for key in ("kind", "json", "inline", "blob")}
+    return hashlib.sha256(repr(sorted(content.items(), key=str)).encode()).hexdigest()

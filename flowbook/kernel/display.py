@@ -1,0 +1,380 @@
+"""The status of a run under its cell: plain HTML through a `display_id`, plain text where there is no front end.
+
+Two outputs: the status (steps, tasks, states, times), painted at most five times a second, and below it what the steps showed.
+All text from a run is escaped, HTML from a run is sanitised. The run panel will take this place.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from flowbook.errors import StepFailed
+from flowbook.spec.flow import task_name
+
+if TYPE_CHECKING:
+    from flowbook.kernel.session import Run, Session
+
+MIN_INTERVAL_S = 0.2
+MAX_OUTPUT_CHARS = 20_000  # of one task's text
+MAX_SHOWN_TASKS = 20  # of one step's outputs
+MAX_IMAGE_CHARS = 4_000_000  # of all images of a run, base64
+DONE = ("succeeded", "failed", "skipped", "stopped")
+MARK = {"succeeded": "✓", "failed": "✗", "skipped": "–", "stopped": "■", "running": "▶", "waiting": "·"}
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
+
+STYLE = """<style>
+.flowbook{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:900px}
+.flowbook .fb-head{margin:0 0 4px;font-weight:600}.flowbook .fb-head small,.flowbook .fb-dim{color:var(--jp-ui-font-color2,#666);font-weight:400}
+.flowbook table.fb{border-collapse:collapse;width:100%;margin:0;font-variant-numeric:tabular-nums;border:none}
+.flowbook table.fb td{padding:1px 12px 1px 0;border:none;text-align:left;background:none;vertical-align:middle;white-space:nowrap}
+.flowbook table.fb td.fb-wide{width:99%}.flowbook .fb-bar{display:flex;height:8px;min-width:80px;border-radius:2px;overflow:hidden;background:var(--jp-layout-color3,#ddd)}
+.flowbook .fb-bar i{display:block;height:100%}.flowbook .fb-succeeded{background:var(--jp-success-color1,#388e3c)}.flowbook .fb-failed{background:var(--jp-error-color1,#d32f2f)}
+.flowbook .fb-running{background:var(--jp-info-color1,#0097a7)}.flowbook .fb-skipped,.flowbook .fb-stopped{background:var(--jp-border-color1,#999)}
+.flowbook pre{margin:2px 0 6px;padding:4px 8px;font:12px/1.4 var(--jp-code-font-family,monospace);background:var(--jp-layout-color2,rgba(128,128,128,.08));color:inherit;white-space:pre-wrap;overflow-wrap:anywhere;max-height:400px;overflow:auto}
+.flowbook pre.fb-error{border-left:3px solid var(--jp-error-color1,#d32f2f)}.flowbook img{max-width:100%;background:#fff}.flowbook summary{cursor:pointer}.flowbook .fb-html{overflow:auto}
+</style>"""
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration as people read it.
+
+    >>> seconds_text(0.42), seconds_text(75), seconds_text(7322)
+    ('0.4 s', '1 min 15 s', '2 h 02 min')
+    """
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def clean_text(text: str) -> str:
+    """Printed text as a terminal would leave it: no colours, of a line with carriage returns only the last state."""
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in ANSI.sub("", text).split("\n")]
+    return "\n".join(lines)
+
+
+def rows(run: Run, now: float) -> list[dict[str, Any]]:
+    """One row a step: name, counts by state, total, seconds, note. What both drawings are made of."""
+    view, found = run.view, []
+    spans: dict[str, tuple[float, float | None]] = {}
+    retries: dict[str, int] = {}
+    for task, state in view.state.tasks.items():
+        if state.launched_at is None:
+            continue
+        begun, ended = spans.get(task.step, (state.launched_at, state.launched_at))
+        end = None if ended is None or state.ended_at is None else max(ended, state.ended_at)
+        spans[task.step] = (min(begun, state.launched_at), end)
+        if state.attempt:
+            retries[task.step] = max(retries.get(task.step, 0), state.attempt)
+    for step in run.spec.steps:
+        counts = dict(view.state.counts(step.name))
+        running = sum(counts.get(s, 0) for s in ("launched", "running"))
+        total = sum(counts.values())
+        seconds = None
+        if step.name in spans:
+            begun, ended = spans[step.name]
+            seconds = (ended if ended is not None else now) - begun
+        reused = sum(1 for t, s in view.state.tasks.items() if t.step == step.name and getattr(s, "origin", None))
+        notes = []
+        if reused:
+            notes.append(f"{reused} from run {run.spec.origin}")
+        if step.name in retries:
+            notes.append(f"attempt {retries[step.name] + 1}")
+        if counts.get("backoff"):
+            notes.append(f"{counts['backoff']} waiting to try again")
+        found.append({"step": step, "counts": counts, "running": running, "total": total, "seconds": seconds, "note": ", ".join(notes)})
+    return found
+
+
+def row_state(row: dict[str, Any], ended: str | None) -> str:
+    counts, total = row["counts"], row["total"]
+    if row["running"]:
+        return "running"
+    for state in ("failed", "stopped"):
+        if counts.get(state):
+            return state
+    if total and counts.get("succeeded", 0) + counts.get("skipped", 0) == total:
+        return "succeeded" if counts.get("succeeded") else "skipped"
+    return "waiting" if ended is None else "not run"
+
+
+def headline(run: Run, now: float) -> str:
+    view = run.view
+    state = view.ended or "running"
+    begun = view.started_at
+    took = f", {seconds_text((view.ended_at or now) - begun)}" if begun is not None else ""
+    return f"{run.spec.flow} · run {run.id} · {state}{took}"
+
+
+def status_text(run: Run, now: float | None = None) -> str:
+    """The status as aligned lines."""
+    now = time.time() if now is None else now
+    table = rows(run, now)
+    width = max((len(r["step"].name) for r in table), default=0)
+    lines = [headline(run, now)]
+    for row in table:
+        state = row_state(row, run.view.ended)
+        done = sum(row["counts"].get(s, 0) for s in DONE)
+        tasks = f"{done}/{row['total']}" if row["step"].scope else ""
+        took = seconds_text(row["seconds"]) if row["seconds"] is not None else ""
+        lines.append(f"  {MARK.get(state, '·')} {row['step'].name:<{width}}  {state:<9} {tasks:>9} {took:>10}  {row['note']}".rstrip())
+    lines += [f"  ! {warning}" for warning in all_warnings(run)]
+    if run.view.trouble:
+        lines.append(f"  ! {run.view.trouble}")
+    return "\n".join(lines)
+
+
+def status_html(run: Run, now: float | None = None) -> str:
+    now = time.time() if now is None else now
+    cells = []
+    for row in rows(run, now):
+        state = row_state(row, run.view.ended)
+        total = row["total"] or 1
+        parts = [("succeeded", row["counts"].get("succeeded", 0)), ("running", row["running"])]
+        parts += [(s, row["counts"].get(s, 0)) for s in ("failed", "skipped", "stopped")]
+        bar = "".join(f'<i class="fb-{s}" style="width:{100 * n / total:.2f}%"></i>' for s, n in parts if n)
+        done = sum(row["counts"].get(s, 0) for s in DONE)
+        tasks = f"{done} / {row['total']}" if row["step"].scope else ""
+        failed = f", {row['counts']['failed']} failed" if row["counts"].get("failed") and row["step"].scope else ""
+        took = seconds_text(row["seconds"]) if row["seconds"] is not None else ""
+        cells.append(
+            f"<tr><td>{MARK.get(state, '·')} {html.escape(row['step'].name)}</td><td>{state}{failed}</td><td>{tasks}</td>"
+            f'<td class="fb-wide"><div class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</div></td><td>{took}</td>'
+            f'<td class="fb-dim">{html.escape(row["note"])}</td></tr>'
+        )
+    below = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
+    error = ""
+    if any(s.state == "failed" for s in run.view.state.tasks.values()):
+        first = failure(run)
+        text = "\n".join(p for p in (clean_text(first.traceback), f"StepFailed: {first.message}", first.advice) if p)
+        error = f'<pre class="fb-error">{html.escape(text)}</pre>'
+    return (
+        f'{STYLE}<div class="flowbook"><div class="fb-head">{html.escape(headline(run, now))}</div>'
+        f'<table class="fb">{"".join(cells)}</table>{below}{error}</div>'
+    )
+
+
+def all_warnings(run: Run) -> list[str]:
+    found = []
+    for task, state in run.view.state.tasks.items():
+        found += [f"{task_name(task.step, task.index)}: {w}" for w in getattr(state, "warnings", ())]
+        if len(found) > 10:
+            return [*found[:10], "…"]
+    return found
+
+
+# ---- outputs of steps -------------------------------------------------------------------------------------------------
+
+
+def outputs(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(task, pieces) in the order of the notebook; a piece is ("text", str) or ("display", bundle)."""
+    view, found = run.view, []
+    order = {s.name: i for i, s in enumerate(run.spec.steps)}
+    keys = sorted({*view.output, *view.displays}, key=lambda k: (order.get(k[0], 0), k[1], k[2]))
+    for key in keys:
+        step, index, part = key
+        if part != "body":
+            continue
+        text, size = view.output.get(key, ("", 0))
+        pieces: list[tuple[str, Any]] = []
+        offset = size - len(text.encode("utf-8", "replace"))  # what was printed before the part that we have
+        raw, at = text.encode("utf-8", "replace"), 0
+        for frame in view.displays.get(key, ()):
+            cut = min(max(frame.get("at", 0) - offset, at), len(raw))
+            if cut > at:
+                pieces.append(("text", raw[at:cut].decode("utf-8", "replace")))
+            at = cut
+            pieces.append(("display", frame.get("data") or {}))
+        if at < len(raw):
+            pieces.append(("text", raw[at:].decode("utf-8", "replace")))
+        if offset > 0:
+            pieces.insert(0, ("text", f"… {offset:,} bytes before this: %flow logs {task_name(step, index)}\n"))
+        pieces = [(kind, clean_text(p) if kind == "text" else p) for kind, p in pieces]
+        pieces = [p for p in pieces if p[0] != "text" or p[1].strip()]
+        if pieces:
+            found.append((task_name(step, index), pieces))
+    return found
+
+
+def outputs_text(run: Run) -> str:
+    lines = []
+    for name, pieces in outputs(run):
+        lines.append(f"── {name}")
+        for kind, piece in pieces:
+            lines.append(_short(piece if kind == "text" else _plain(piece)).rstrip("\n"))
+    return "\n".join(lines)
+
+
+def outputs_html(run: Run) -> str:
+    found = outputs(run)
+    if not found:
+        return ""
+    budget = [MAX_IMAGE_CHARS]
+    shown: dict[str, int] = {}
+    blocks = []
+    for name, pieces in found:
+        step = name.partition("[")[0]
+        shown[step] = shown.get(step, 0) + 1
+        if shown[step] > MAX_SHOWN_TASKS:
+            if shown[step] == MAX_SHOWN_TASKS + 1:
+                blocks.append(f'<div class="fb-dim">… more tasks of {html.escape(step)}: %flow logs {html.escape(step)}</div>')
+            continue
+        inner = "".join(_piece_html(kind, piece, budget) for kind, piece in pieces)
+        opened = " open" if "[" not in name or shown[step] <= 3 else ""
+        blocks.append(f"<details{opened}><summary>{html.escape(name)}</summary>{inner}</details>")
+    return f'{STYLE}<div class="flowbook">{"".join(blocks)}</div>'
+
+
+def _piece_html(kind: str, piece: Any, budget: list[int]) -> str:
+    if kind == "text":
+        return f"<pre>{html.escape(_short(piece))}</pre>"
+    for mime in ("image/png", "image/jpeg", "image/gif"):
+        if isinstance(piece.get(mime), str):
+            data = re.sub(r"[^A-Za-z0-9+/=]", "", piece[mime])
+            budget[0] -= len(data)
+            if budget[0] < 0:
+                return '<div class="fb-dim">(image left out: too many for one output)</div>'
+            return f'<img src="data:{mime};base64,{data}" alt="{html.escape(_plain(piece)[:200], quote=True)}">'
+    if isinstance(piece.get("image/svg+xml"), str):
+        import base64
+
+        data = base64.b64encode(piece["image/svg+xml"].encode()).decode()  # as an image, an SVG runs no script
+        return f'<img src="data:image/svg+xml;base64,{data}" alt="figure">'
+    if isinstance(piece.get("text/html"), str):
+        return f'<div class="fb-html jp-RenderedHTMLCommon">{sanitised(piece["text/html"])}</div>'
+    return f"<pre>{html.escape(_short(_plain(piece)))}</pre>"
+
+
+def sanitised(text: str) -> str:
+    """HTML of a run without scripts, handlers, styles that reach out, or addresses."""
+    import nh3
+
+    attributes = {"*": {"class", "border", "colspan", "rowspan", "align", "title"}}
+    tags = {"table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "p", "div", "span", "b", "i", "em", "strong", "code", "pre", "br", "hr"}
+    tags |= {"ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6", "sub", "sup", "small", "details", "summary", "dl", "dt", "dd", "blockquote"}
+    return nh3.clean(text[:1_000_000], tags=tags, attributes=attributes, clean_content_tags={"script", "style", "iframe", "object"})
+
+
+def _plain(bundle: dict[str, Any]) -> str:
+    text = bundle.get("text/plain", "")
+    return clean_text(text if isinstance(text, str) else "".join(text))
+
+
+def _short(text: str) -> str:
+    if len(text) <= MAX_OUTPUT_CHARS:
+        return text
+    return f"{text[: MAX_OUTPUT_CHARS // 2]}\n… {len(text) - MAX_OUTPUT_CHARS:,} characters left out …\n{text[-MAX_OUTPUT_CHARS // 2 :]}"
+
+
+# ---- failure ------------------------------------------------------------------------------------------------------------
+
+
+def failure(run: Run) -> StepFailed:
+    """What the first failure of a run says in a cell: the traceback, the item, the last output, what went on, how to go on."""
+    state = run.view.state
+    failed = [(t, s) for t, s in state.tasks.items() if s.state == "failed"]
+    if not failed:
+        return StepFailed(f"run {run.id} failed", advice=run.view.trouble or "")
+    by_order = {s.name: i for i, s in enumerate(run.spec.steps)}
+    ends = [s.ended_at or 0 for _, s in failed]
+    first_step = failed[ends.index(min(ends))][0].step
+    task, task_state = min((x for x in failed if x[0].step == first_step), key=lambda x: (by_order.get(x[0].step, 0), x[0].index))
+    error: dict[str, Any] = task_state.error or {}
+    name = task_name(task.step, task.index) + (" (its --foreach or --when)" if task.part == "plan" else "")
+    step = run.spec.step(task.step)
+    where = f" at {error['cell']}, line {error['line']}" if error.get("cell") and error.get("line") else f" ({step.label})"
+    item = f", item {error['item']}" if error.get("item") else ""
+    what = f"{error.get('type')}: {error.get('message')}" if error.get("type") else error.get("message") or error.get("reason") or "failed"
+    message = f"{name} of run {run.id}{where}{item}: {what}"
+    tail = clean_text(error.get("output_tail") or "").strip()
+    traceback = error.get("traceback") or ""
+    if tail:
+        traceback += f"\nlast output of {name}:\n" + "\n".join(f"    {line}" for line in tail.splitlines()[-20:])
+    return StepFailed(message, traceback, advice(run, task.step))
+
+
+def advice(run: Run, step: str) -> str:
+    """What went on or was not started, and how to go on."""
+    parts = []
+    counts = run.view.state.counts(step)
+    total = sum(counts.values())
+    if total > 1:
+        parts.append(f"{counts.get('succeeded', 0)} of {total} tasks of {step} succeeded, {counts.get('failed', 0)} failed; the others finish and are kept.")
+    idle = [s.name for s in run.spec.steps if not any(run.view.state.counts(s.name).get(x) for x in ("succeeded", "failed", "launched", "running", "skipped", "stopped", "backoff"))]
+    if idle:
+        parts.append(f"Not run: {', '.join(idle)}.")
+    parts.append(f"Correct the cell and run it, then `%flow resume` runs only what is missing. All output: `%flow logs {step}`.")
+    return " ".join(parts)
+
+
+# ---- painting -----------------------------------------------------------------------------------------------------------
+
+
+class Painter:
+    """Paints one run into the cell that started it, from a thread of its own, until the run has ended."""
+
+    def __init__(self, session: Session, run: Run) -> None:
+        self._session, self._run = session, run
+        self._parent = session.shell.display_pub.parent_header if hasattr(session.shell.display_pub, "parent_header") else None
+        self._status_id, self._outputs_id = uuid.uuid4().hex, uuid.uuid4().hex
+        self._painted: tuple[int, bool] = (-1, False)
+        self._last_outputs = ""
+        self._lock = threading.Lock()
+
+    @property
+    def rich(self) -> bool:
+        return hasattr(self._session.shell, "kernel")
+
+    def start(self) -> None:
+        if self.rich:
+            self._send(self._status_id, status_html(self._run), status_text(self._run), update=False)
+            self._send(self._outputs_id, "", "", update=False)
+        threading.Thread(target=self._loop, name="flowbook-painter", daemon=True).start()
+
+    def _loop(self) -> None:
+        changed, view = self._session.engine.changed, self._run.view
+        while True:
+            with changed:
+                changed.wait_for(lambda: self._painted != (view.version, view.ended is not None), timeout=1.0)
+                ended = view.ended is not None
+            self.paint()
+            if ended:
+                return
+            time.sleep(MIN_INTERVAL_S)  # the pace of painting, not a wait for anything
+
+    def paint(self) -> None:
+        """Paint what is new; also called by a cell that waited, so that the last state is there when the cell ends."""
+        with self._lock:
+            view = self._run.view
+            with self._session.engine.changed:
+                version = (view.version, view.ended is not None)
+                ended_before = self._painted[1]
+                if ended_before and version == self._painted:
+                    return
+                self._painted = version
+                page, text = status_html(self._run), status_text(self._run)
+                below, below_text = outputs_html(self._run), outputs_text(self._run)
+            if not self.rich:
+                if version[1] and not ended_before:
+                    print("\n".join(p for p in (text, below_text) if p))
+                return
+            self._send(self._status_id, page, text)
+            if below != self._last_outputs:
+                self._last_outputs = below
+                self._send(self._outputs_id, below, below_text)
+
+    def _send(self, display_id: str, page: str, text: str, update: bool = True) -> None:
+        kernel = self._session.shell.kernel
+        content = {"data": {"text/html": page, "text/plain": text}, "metadata": {}, "transient": {"display_id": display_id}}
+        # Sent with the header of the cell that started the run, so that it appears there whatever cell runs now.
+        kernel.session.send(
+            kernel.iopub_socket, "update_display_data" if update else "display_data", content, parent=self._parent, ident=kernel.topic("display_data")
+        )

@@ -1,0 +1,578 @@
+"""What is typed: `%%flowstep`, `%%flowparams`, `%%flowsetup` and `%flow COMMAND`. Parses, calls the session, prints.
+
+COMMANDS is the table of `%flow`; help, completion and the docs are made from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import html
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from traitlets import Bool
+
+from flowbook.errors import DefinitionError, Finding, FlowbookError
+from flowbook.kernel.api import RunHandle, _find, flow as flow_object
+from flowbook.kernel.display import Painter, clean_text, headline, outputs, status_html, status_text
+from flowbook.kernel.names import Scan, human_size, interruptible
+from flowbook.kernel.session import CommandLine, Run, Session
+from flowbook.spec import flow as flows
+from flowbook.spec import graph, options
+from flowbook.spec.flow import task_name
+from flowbook.store import layout, results
+
+TASK = re.compile(r"([A-Za-z_]\w*)(?:\[(\d+(?:,\s*\d+)*)\])?\Z")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One `%flow` command: how it is written, what it does."""
+
+    usage: str
+    help: str
+    call: Callable[[Session, str], Any]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our errors: the nearest option is named, nothing exits the kernel."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"%flow {command}", add_help=False, allow_abbrev=False)
+        self.command = command
+
+    def error(self, message: str) -> NoReturn:
+        raise DefinitionError(Finding(self.prog, message, f"Usage: {COMMANDS[self.command].usage}"))
+
+    def parse(self, line: str) -> argparse.Namespace:
+        known, rest = self.parse_known_args(_split(line, self.prog))
+        if rest:
+            names = [o for action in self._actions for o in action.option_strings]
+            near = difflib.get_close_matches(rest[0].split("=")[0], names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DefinitionError(Finding(self.prog, f"unknown option {rest[0]!r}{hint}", f"Usage: {COMMANDS[self.command].usage}"))
+        return known
+
+
+def _split(line: str, where: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise DefinitionError(Finding(where, f"the line cannot be split into words: {error}", "Close the quotation mark.")) from None
+
+
+# ---- run and wait -------------------------------------------------------------------------------------------------------
+
+
+def start(
+    session: Session,
+    *,
+    step: str | None,
+    flow: str | None,
+    wait: bool,
+    tags: Sequence[str],
+    max_parallel: int | None,
+    params: dict[str, Any],
+) -> RunHandle:
+    run, notes = session.run(step=step, flow=flow, params=params, tags=tags, max_parallel=max_parallel)
+    return _started(session, run, notes, wait)
+
+
+def start_resume(session: Session, run_id: str | None, flow: str | None, wait: bool) -> RunHandle:
+    run, notes = session.resume(run_id, flow)
+    return _started(session, run, notes, wait)
+
+
+def _started(session: Session, run: Run, notes: list[str], wait: bool) -> RunHandle:
+    for note in notes:
+        print(note, file=sys.stderr)
+    painter = Painter(session, run)
+    painter.start()
+    handle = RunHandle(session, run)
+    if wait or not takes_input(session.shell):
+        _wait_painting(session, run, painter)
+    return handle
+
+
+def takes_input(shell: Any) -> bool:
+    """False under nbclient and papermill: nobody watches, and a saved notebook must hold the end."""
+    kernel = getattr(shell, "kernel", None)
+    return kernel is None or bool(getattr(kernel, "_allow_stdin", True))
+
+
+def _wait_painting(session: Session, run: Run, painter: Painter | None = None) -> None:
+    try:
+        with interruptible():
+            session.wait(run)
+    except KeyboardInterrupt:
+        raise FlowbookError(f"the wait was interrupted; run {run.id} goes on (`%flow wait` waits again, `%flow stop` ends it)") from None
+    finally:
+        if painter is not None:
+            painter.paint()
+    session.outcome(run)
+
+
+def _run(session: Session, line: str) -> RunHandle:
+    words = _split(line, "%flow run")
+    flow_names = [w for i, w in enumerate(words) if i and words[i - 1] == "--flow"]
+    defined = session.existing(flow_names[0] if flow_names else None)
+    parser = _Parser("run")
+    parser.add_argument("step", nargs="?")
+    parser.add_argument("--wait", action="store_true")
+    parser.add_argument("--tag", action="append", default=[])
+    parser.add_argument("--max-parallel", type=_positive)
+    parser.add_argument("--flow")
+    for name in defined.params:
+        parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), dest=f"param {name}", metavar="VALUE")
+    given = parser.parse(line)
+    params = {n: CommandLine(v) for n in defined.params if (v := getattr(given, f"param {n}")) is not None}
+    return start(
+        session, step=given.step, flow=given.flow, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _resume(session: Session, line: str) -> RunHandle:
+    parser = _Parser("resume")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--flow")
+    parser.add_argument("--wait", action="store_true")
+    given = parser.parse(line)
+    return start_resume(session, given.run, given.flow, given.wait)
+
+
+def _wait(session: Session, line: str) -> None:
+    parser = _Parser("wait")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    run = _find(session, given.run, given.flow)
+    _wait_painting(session, run)
+    print(headline(run, time.time()))
+
+
+# ---- looking ------------------------------------------------------------------------------------------------------------
+
+
+def _show_bundle(text: str, page: str) -> None:
+    from IPython.display import publish_display_data
+
+    publish_display_data({"text/plain": text, "text/html": page})
+
+
+def _status(session: Session, line: str) -> None:
+    parser = _Parser("status")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    run = _find(session, given.run, given.flow)
+    with session.engine.changed:
+        text, page = status_text(run), status_html(run)
+    _show_bundle(text, page)
+
+
+def parse_task(text: str, command: str) -> tuple[str, tuple[int, ...] | None]:
+    """``train``, ``train[2]``, ``inner[2,5]`` → step and index."""
+    found = TASK.match(text)
+    if not found:
+        raise DefinitionError(Finding(f"%flow {command}", f"{text!r} is not a task", "Write STEP or STEP[2] or STEP[2,5]."))
+    return found[1], tuple(int(i) for i in found[2].split(",")) if found[2] else None
+
+
+def _logs(session: Session, line: str) -> None:
+    parser = _Parser("logs")
+    parser.add_argument("task", nargs="?")
+    parser.add_argument("-f", "--follow", action="store_true")
+    parser.add_argument("--run")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    run = _find(session, given.run, given.flow)
+    step, index = parse_task(given.task, "logs") if given.task else (None, None)
+    if step is not None and step not in {s.name for s in run.spec.steps}:
+        raise DefinitionError(
+            Finding("%flow logs", f"run {run.id} has no step {step!r}", f"Steps: {', '.join(s.name for s in run.spec.steps)}.")
+        )
+    printed: dict[str, int] = {}
+    try:
+        with interruptible():
+            while True:
+                ended = run.view.ended is not None
+                for name, text in _texts(session, run, step, index):
+                    if len(text) > printed.get(name, 0):
+                        if name not in printed:
+                            print(f"── {name}")
+                        sys.stdout.write(text[printed.get(name, 0) :])
+                        printed[name] = len(text)
+                sys.stdout.flush()
+                if ended or not given.follow:
+                    break
+                with session.engine.changed:
+                    session.engine.changed.wait(0.5)
+    except KeyboardInterrupt:
+        print(f"\n(no longer following; run {run.id} goes on)")
+    if not printed:
+        print("nothing was printed" + ("" if run.view.ended else " yet"))
+
+
+def _texts(session: Session, run: Run, step: str | None, index: tuple[int, ...] | None) -> list[tuple[str, str]]:
+    """(task, all that its last attempt printed): from the store when it has ended, else the live tail."""
+    found = []
+    for task, state in sorted(run.view.state.tasks.items(), key=lambda x: (x[0].step, x[0].index)):
+        if (step is not None and task.step != step) or (index is not None and task.index != index):
+            continue
+        key = layout.output(run.spec.flow, run.view.state.locate(task.step, task.index), task.step, task.index, state.attempt or 0, task.part)
+        if session.store.exists(key):
+            size = session.store.size(key)
+            data = session.store.get_range(key, max(0, size - 1_000_000), size)
+            text = (f"… the first {size - 1_000_000:,} bytes are in {session.root / key}\n" if size > 1_000_000 else "") + data.decode("utf-8", "replace")
+        else:
+            text = run.view.output.get((task.step, task.index, task.part), ("", 0))[0]
+        if text:
+            found.append((task_name(task.step, task.index), text if text.endswith("\n") else text + "\n"))
+    return found
+
+
+def _stop(session: Session, line: str) -> None:
+    parser = _Parser("stop")
+    parser.add_argument("task", nargs="?")
+    parser.add_argument("--run")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    run = _find(session, given.run, given.flow)
+    step, index = parse_task(given.task, "stop") if given.task else (None, None)
+    print(session.stop(run, step, index))
+
+
+def _runs(session: Session, line: str) -> None:
+    parser = _Parser("runs")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    name = session.flow(given.flow).name
+    lines = []
+    for run_id in session.run_ids(name)[-20:]:
+        spec = json.loads(session.store.get(layout.spec(name, run_id)))
+        view = next((r.view for r in session.flow(name).runs if r.id == run_id), None)
+        state = (view.ended or "running") if view else _stored_state(session, name, run_id)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(spec.get("started_at", 0)))
+        tags = " ".join(spec.get("tags", ()))
+        lines.append(f"{run_id:>5}  {state:<10} {when}  {len(spec['steps'])} steps  {tags}".rstrip())
+    print("\n".join(lines) if lines else f"no run of {name} yet")
+
+
+def _stored_state(session: Session, flow: str, run_id: str) -> str:
+    """How a run of another kernel ended: its last event tells."""
+    last = None
+    for last in session.store.list(layout.log_prefix(flow, run_id)):
+        pass
+    if last is None:
+        return "not begun"
+    events = json.loads(session.store.get(last)).get("events", [])
+    return next((e["state"] for e in reversed(events) if e["e"] == "run_ended"), "open")
+
+
+def _show(session: Session, line: str) -> None:
+    parser = _Parser("show")
+    parser.add_argument("step", nargs="?")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    defined = session.existing(given.flow)
+    if given.step is None:
+        print(f"flow {defined.name}\n{graph.graph_text(session.link(defined).steps)}")
+        for p in defined.params.values():
+            print(f"parameter {p.name} = {p.default!r}" + (f"  {p.help}" if p.help else ""))
+        return
+    session._step(defined, given.step)
+    linked = session.checked(defined)
+    spec, _, notes = session.spec_of(defined, linked=linked)
+    step = spec.step(given.step)
+    rows = [("name", "kind", "origin", "size", "hash")]
+    for made in step.inputs:
+        if made.makers:
+            rows.append((made.name, "artifact", "step " + " or ".join(made.makers), "", ""))
+    for name in step.params:
+        rows.append((name, "parameter", repr(spec.params.get(name, {}).get("repr", "")).strip("'"), "", ""))
+    for name in step.captures:
+        info = spec.captures[name]
+        size = human_size(info["size"]) if info["size"] else ""
+        rows.append((name, info["kind"], str(info["origin"]), size, info["key"][:10] if info["kind"] != "module" else ""))
+    widths = [max(len(r[i]) for r in rows) for i in range(5)]
+    print(session._summary(defined, linked, given.step))
+    print("\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows))
+    for name, why in step.unsaved:
+        print(f"not saved: {name} ({why})")
+    for note in notes:
+        print(f"! {note}")
+
+
+def _check(session: Session, line: str) -> None:
+    parser = _Parser("check")
+    parser.add_argument("--serial", action="store_true")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    defined = session.existing(given.flow)
+    linked = session.checked(defined)
+    _, _, notes = session.spec_of(defined, linked=linked)
+    for note in [*session.warnings(defined, linked), *notes]:
+        print(f"! {note}")
+    print(f"flow {defined.name}: {len(linked.steps)} steps, no error")
+    if given.serial:
+        _check_serial(session, given.flow)
+
+
+def _check_serial(session: Session, flow: str | None) -> None:
+    """Run the flow, then read it serially in one plain process, and compare every artifact."""
+    run, notes = session.run(flow=flow)
+    for note in notes:
+        print(note, file=sys.stderr)
+    painter = Painter(session, run)
+    painter.start()
+    _wait_painting(session, run, painter)
+    order = {"store": session.store.describe(), "flow": run.spec.flow, "run": run.id, "cwd": str(session.folder), "sys_path": list(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flowbook.worker", "--serial"],
+        input=json.dumps(order).encode(),
+        capture_output=True,
+        start_new_session=True,
+        check=False,
+    )
+    try:
+        report = json.loads(done.stdout.decode().strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        tail = clean_text(done.stderr.decode("utf-8", "replace")).strip().splitlines()[-15:]
+        raise FlowbookError("the serial reading failed:\n" + "\n".join(tail)) from None
+    different = report.get("different", [])
+    if report.get("error"):
+        raise FlowbookError(f"the serial reading failed: {report['error']}")
+    for item in different:
+        print(f"✗ {item['task']}.{item['name']}: the flow made {item['flow']}, the serial reading {item['serial']}")
+    for item in report.get("missing", []):
+        print(f"✗ {item if isinstance(item, str) else item.get('task', '') + '.' + item.get('name', '')}: only one of the two made it")
+    equal = len(report.get("equal", []))
+    if different or report.get("missing"):
+        raise FlowbookError(f"the flow and the serial reading differ in {len(different) + len(report.get('missing', []))} artifacts; {equal} are equal")
+    print(f"the flow and the serial reading are equal: {equal} artifacts")
+
+
+def _graph(session: Session, line: str) -> None:
+    parser = _Parser("graph")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    defined = session.existing(given.flow)
+    steps = session.link(defined).steps
+    states = None
+    if defined.last is not None:
+        from flowbook.kernel.display import row_state, rows
+
+        states = {r["step"].name: row_state(r, defined.last.view.ended) for r in rows(defined.last, time.time())}
+    _show_bundle(graph.graph_text(steps), graph.graph_svg(steps, states))
+
+
+def _artifacts(session: Session, line: str) -> None:
+    parser = _Parser("artifacts")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    run = _find(session, given.run, given.flow)
+    rows: list[tuple[str, str, str, str, str]] = []
+    sizes: dict[tuple[str, str], int] = {}
+    for task, state in sorted(run.view.state.tasks.items(), key=lambda x: (x[0].step, x[0].index)):
+        if state.state != "succeeded" or task.part != "body":
+            continue
+        commit = session.commit(run, task.step, task.index)
+        for name, entry in commit["artifacts"].items():
+            if entry.get("kind") == "module" or entry.get("definition"):
+                continue
+            size = entry.get("size", 0)
+            sizes[task.step, name] = sizes.get((task.step, name), 0) + size
+            shape = str(tuple(entry["shape"])) if entry.get("shape") else ""
+            rows.append((task_name(task.step, task.index), name, f"{entry.get('type', '')}{shape}", human_size(size), entry.get("repr", "")[:80]))
+        for name, why in commit.get("unsaved", {}).items():
+            rows.append((task_name(task.step, task.index), name, "not saved", "", why[:80]))
+    if not rows:
+        print(f"run {run.id} has made no artifact" + ("" if run.view.ended else " yet"))
+        return
+    widths = [max(len(r[i]) for r in rows) for i in range(5)]
+    text = "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows[:200])
+    if len(rows) > 200:
+        text += f"\n… {len(rows) - 200} more"
+    text += largest(sizes)
+    body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in r) + "</tr>" for r in rows[:200])
+    head = "".join(f"<th style='text-align:left'>{c}</th>" for c in ("task", "name", "type", "size", "value"))
+    note = f"<pre>{html.escape(largest(sizes).strip())}</pre>" if largest(sizes) else ""
+    _show_bundle(text, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}")
+
+
+def largest(sizes: dict[tuple[str, str], int], above: int = 10_000_000) -> str:
+    """The largest artifacts of steps that save more than 10 MB, with a ready `--out` line."""
+    steps = {s for (s, _), size in sizes.items() if size > above}
+    lines = []
+    for step in sorted(steps):
+        big = sorted((n for (s, n), size in sizes.items() if s == step and size > above), key=lambda n: -sizes[step, n])
+        small = [n for (s, n), size in sizes.items() if s == step and size <= above]
+        lines.append(f"\nlargest of {step}: " + ", ".join(f"{n} {human_size(sizes[step, n])}" for n in big) + f"; to keep only the rest: --out {','.join(small) or big[-1]}")
+    return "".join(lines)
+
+
+def _drop(session: Session, line: str) -> None:
+    parser = _Parser("drop")
+    parser.add_argument("step")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    print(session.drop(given.step, given.flow))
+
+
+def _defaults(session: Session, line: str) -> None:
+    print(session.set_defaults(line))
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("%flow run [STEP] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]", "run the flow, or STEP and what it needs", _run),
+    "wait": Command("%flow wait [RUN] [--flow F]", "wait for a run to end", _wait),
+    "status": Command("%flow status [RUN] [--flow F]", "how a run stands", _status),
+    "logs": Command("%flow logs [STEP | STEP[i]] [-f] [--run RUN] [--flow F]", "what steps printed; -f follows", _logs),
+    "stop": Command("%flow stop [STEP | STEP[i]] [--run RUN] [--flow F]", "stop a run, a step or one task", _stop),
+    "resume": Command("%flow resume [RUN] [--wait] [--flow F]", "run what a failed or stopped run did not finish", _resume),
+    "runs": Command("%flow runs [--flow F]", "the last runs of this flow", _runs),
+    "show": Command("%flow show [STEP] [--flow F]", "the flow; or what a step reads, captures and saves", _show),
+    "check": Command("%flow check [--serial] [--flow F]", "what is wrong; --serial runs the cells plainly too and compares", _check),
+    "graph": Command("%flow graph [--flow F]", "draw the flow", _graph),
+    "artifacts": Command("%flow artifacts [RUN] [--flow F]", "what a run made, with sizes", _artifacts),
+    "drop": Command("%flow drop STEP [--flow F]", "forget a step", _drop),
+    "defaults": Command("%flow defaults [OPTIONS]", "options for all steps that do not set them", _defaults),
+}
+
+
+def commands_help() -> str:
+    width = max(len(c.usage) for c in COMMANDS.values())
+    return "\n".join(f"  {c.usage:<{min(width, 60)}}  {c.help}" for c in COMMANDS.values())
+
+
+@magics_class
+class FlowMagics(Magics):
+    """The magics. `%config FlowMagics.autorun = True` runs every step when its cell is run."""
+
+    autorun = Bool(False, help="Run a step, with what it needs, as soon as its cell is run.").tag(config=True)
+
+    def __init__(self, shell: Any, session: Session) -> None:
+        super().__init__(shell)
+        self._session = session
+        self.autorun = session.settings.autorun
+
+    @no_var_expand
+    @cell_magic
+    def flowstep(self, line: str, cell: str) -> Any:
+        lines = self._session.define_step(line, cell)
+        for note in lines:
+            print(note)
+        name = lines[-1].split()[1].rstrip(":") if lines else ""
+        defined = next((f for f in self._session.flows.values() if name in f.steps), None)
+        if defined is not None and (self.autorun or defined.steps[name].options.run):
+            start(self._session, step=name, flow=defined.name, wait=False, tags=(), max_parallel=None, params={})
+
+    @no_var_expand
+    @cell_magic
+    def flowparams(self, line: str, cell: str) -> None:
+        """Define parameters: one `name: type = value  # help` a line. `%flow run --name VALUE` overrides."""
+        for note in self._session.define_params(cell):
+            print(note)
+
+    @no_var_expand
+    @cell_magic
+    def flowsetup(self, line: str, cell: str) -> None:
+        """Run a cell here and at the start of every task: seeds, rcParams, environment."""
+        self._session.define_setup(cell)
+        ran = self.shell.run_cell(cell, store_history=False, silent=False)
+        ran.raise_error()
+
+    @no_var_expand
+    @line_magic
+    def flow(self, line: str) -> Any:
+        name, _, rest = line.strip().partition(" ")
+        if not name or name in ("help", "?", "--help"):
+            print("%flow COMMAND, each also a method of the object `flow`\n" + commands_help())
+            return None
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"; did you mean `%flow {near[0]}`?" if near else ""
+            raise DefinitionError(Finding("%flow", f"no command {name!r}{hint}", f"Commands: {', '.join(COMMANDS)}."))
+        rest = rest.strip()
+        if rest.endswith("?") or rest in ("--help", "-h"):
+            print(f"{COMMANDS[name].usage}\n  {COMMANDS[name].help}")
+            return None
+        return COMMANDS[name].call(self._session, rest)
+
+
+FlowMagics.flow.__doc__ = "Run and watch flows.\n\n" + commands_help()
+FlowMagics.flowstep.__doc__ = "Define a step: `%%flowstep NAME [options]`, more options on `#|` lines below.\n\n" + options.help_text()
+
+
+def comment_form(lines: list[str]) -> list[str]:
+    """`#| flowstep NAME …` as a cell's first line is `%%flowstep NAME …`; likewise flowparams and flowsetup."""
+    if lines and (found := re.match(r"#\|\s*(flowstep|flowparams|flowsetup)\b(.*)", lines[0])):
+        return [f"%%{found[1]}{found[2]}\n", *lines[1:]]
+    return lines
+
+
+def complete(session: Session, text_before: str) -> list[str]:
+    """What may follow on a line of `%flow` or `%%flowstep`; pure, so that it can be tested without a front end."""
+    words = text_before.split()
+    word = "" if text_before.endswith(" ") or not words else words[-1]
+    before = words if not word else words[:-1]
+    steps = [s for f in session.flows.values() for s in f.steps]
+    if before[:1] == ["%flow"]:
+        if len(before) == 1:
+            found = list(COMMANDS)
+        else:
+            usage = COMMANDS[before[1]].usage if before[1] in COMMANDS else ""
+            found = [o for o in re.findall(r"--[a-z-]+|(?<=\[)-f", usage)]
+            found += steps if "STEP" in usage else []
+            found += [r.id for f in session.flows.values() for r in f.runs] if "RUN" in usage else []
+            found += [f"--{p}" for f in session.flows.values() for p in f.params] if before[1] == "run" else []
+    elif before[:1] in (["%%flowstep"], ["#|"]):
+        after = before[-1] if before else ""
+        found = steps if after in ("--join", "--after") else [f"--{o.name.lstrip('-')}" for o in options.OPTIONS]
+    else:
+        return []
+    return sorted(f for f in found if f.startswith(word))
+
+
+def register(shell: Any, session: Session) -> None:
+    """Hang the session on a shell: magics, events, the scan, the comment form, completion."""
+    from IPython.core.completer import SimpleCompletion, context_matcher
+
+    shell.register_magics(FlowMagics(shell, session))
+    shell.events.register("pre_run_cell", session.cells.record)
+    shell.ast_transformers.append(Scan(session.names))
+    shell.input_transformers_cleanup.append(comment_form)
+    if "flow" not in shell.user_ns:
+        shell.user_ns["flow"] = flow_object
+        shell.user_ns_hidden["flow"] = flow_object
+
+    @context_matcher()
+    def flow_matcher(context: Any) -> dict[str, Any]:
+        line = context.full_text.split("\n")[context.cursor_line][: context.cursor_position]
+        token = context.token
+        found = complete(session, line) if line.lstrip().startswith(("%flow", "%%flow", "#|")) else []
+        # The completer replaces `token`, which may be the last part of our word (it splits at "-").
+        word = line.split(" ")[-1]
+        cut = len(word) - len(token) if word.endswith(token) else 0
+        return {"completions": [SimpleCompletion(text=f[cut:], type="flow") for f in found], "suppress": bool(found)}
+
+    shell.Completer.custom_matchers.append(flow_matcher)
+
+
+__all__ = ["COMMANDS", "FlowMagics", "complete", "flows", "outputs", "results"]

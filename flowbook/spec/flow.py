@@ -1,0 +1,190 @@
+"""The words of a flow as values: Step, Input, Spec; and their JSON form, which is `run.json`.
+
+A Spec is everything a worker or a scheduler needs to know of a run, decided before it starts. Nothing here computes:
+`body.py` reads one cell, `graph.py` links steps, the kernel captures values, and the three meet in a Spec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = Any
+
+
+@dataclass(frozen=True)
+class Foreach:
+    """``--foreach "i, lr in enumerate(rates)"``: target ``i, lr``, expr ``enumerate(rates)``."""
+
+    target: str
+    expr: str
+    names: tuple[str, ...]  # the names that the target binds, in order
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one attempt asks for. `memory_mb` is in MB of 10**6 bytes, None: not asked."""
+
+    cpu: float = 1.0
+    memory_mb: int | None = None
+    gpu: int = 0
+
+
+@dataclass(frozen=True)
+class Retry:
+    times: int = 0
+    minutes_between_retries: float = 2.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one step cell, parsed. The defaults are those of a cell without options."""
+
+    after: tuple[str, ...] = ()
+    join: tuple[str, ...] = ()
+    foreach: Foreach | None = None
+    when: str | None = None
+    always: bool = False
+    out: tuple[str, ...] | None = None  # --out a,b: only these; None: all public names
+    out_add: tuple[str, ...] = ()  # --out +x
+    files: tuple[str, ...] = ()  # glob patterns
+    retry: Retry = Retry()
+    timeout_s: float | None = None
+    catch: str | None = None
+    min_ok: str | None = None  # "90%" or "12", as written; see min_ok_count
+    resources: Resources = Resources()
+    env: tuple[tuple[str, str | None], ...] = ()  # value None: taken from the kernel's environment at launch, never stored
+    flow: str | None = None
+    run: bool = False
+
+
+@dataclass(frozen=True)
+class Input:
+    """A name a step reads: from the last of `makers` that happened (nearest first), else from the captured value.
+
+    `required` is False when the body may assign the name itself before it reads it. `slot` is where it is needed: the
+    body, or the expression of --foreach/--when (evaluated before the step's tasks exist).
+    """
+
+    name: str
+    makers: tuple[str, ...] = ()
+    captured: bool = False
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, linked: all that a scheduler and a worker need.
+
+    `source` is padded with blank lines so that its line numbers are those of the raw cell. `scope` are the foreach
+    steps whose items this step runs per, outermost first, itself included when it has --foreach. `index` of a task of
+    this step is a tuple of len(scope) ints.
+    """
+
+    name: str
+    source: str
+    filename: str  # key of Spec.sources; given to compile()
+    label: str  # "Cell In[7]"
+    options: Options = Options()
+    scope: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()  # what the body reads
+    plan_inputs: tuple[Input, ...] = ()  # what --foreach and --when read
+    host: str | None = None  # the step whose worker evaluates this step's plan before its COMMIT; None: a task of its own
+    hosted: tuple[str, ...] = ()  # the steps whose plans this step's worker evaluates
+    saves: tuple[str, ...] = ()  # names saved if bound at the end of the body
+    certain: tuple[str, ...] = ()  # those of `saves` that are bound whenever the body ends normally
+    unsaved: tuple[tuple[str, str], ...] = ()  # names bound but not saved: (name, why)
+    captures: tuple[str, ...] = ()  # keys of Spec.captures to bind before the body, with what those need
+    params: tuple[str, ...] = ()
+    watch: tuple[tuple[str, str], ...] = ()  # loaded names that the body must leave alone: (name, "error" | "warn")
+    key: str = ""  # of code, captures, parameters and upstream keys; equal keys may reuse a result
+
+    @property
+    def planned(self) -> bool:
+        """Whether --foreach or --when must be evaluated before the step's tasks are known."""
+        return self.options.foreach is not None or self.options.when is not None
+
+    @property
+    def base(self) -> tuple[str, ...]:
+        """The scope in which --foreach is evaluated: the scope without the step itself."""
+        return self.scope[:-1] if self.options.foreach else self.scope
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `run.json` holds. Entries (`Json`) are artifact entries as in a COMMIT; see docs/internals.md."""
+
+    flow: str
+    run: str
+    steps: tuple[Step, ...]  # in the order of the notebook
+    params: dict[str, Json] = field(default_factory=dict)  # name → entry
+    captures: dict[str, Json] = field(default_factory=dict)  # name → {entry, kind, origin, key, needs}
+    sources: dict[str, Json] = field(default_factory=dict)  # filename → {label, source}
+    modules: dict[str, Json] = field(default_factory=dict)  # local modules: dotted name → {file, blob, package}
+    setup: tuple[str, ...] = ()  # filenames of %%flowsetup cells, in order
+    setup_captures: tuple[str, ...] = ()
+    files: dict[str, Json] = field(default_factory=dict)  # path → {size, mtime_ns, sha256}
+    tags: tuple[str, ...] = ()
+    max_parallel: int | None = None
+    origin: str | None = None  # the run whose committed tasks this one takes
+    reuse: tuple[str, ...] = ()  # steps whose committed tasks of `origin` may be taken
+    notebook: str | None = None
+    user: str | None = None
+    started_at: float | None = None  # seconds since the epoch, for people only
+    python: str = ""
+    version: int = 1
+
+    def step(self, name: str) -> Step:
+        return next(step for step in self.steps if step.name == name)
+
+
+def to_json(value: Any) -> Json:
+    """A dataclass of this module as plain JSON types; fields that hold their default are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: to_json(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if getattr(value, f.name) != _default(f)
+        }
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(cls: Any, data: Json) -> Any:
+    """The inverse of `to_json`; unknown fields (of a later minor version) are ignored."""
+    if isinstance(cls, types.UnionType):
+        if data is None:
+            return None
+        cls = next(arg for arg in typing.get_args(cls) if arg is not type(None))
+    origin = typing.get_origin(cls)
+    if origin is tuple:
+        args = typing.get_args(cls)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(from_json(args[0], item) for item in data)
+        return tuple(from_json(arg, item) for arg, item in zip(args, data, strict=True))
+    if dataclasses.is_dataclass(cls):
+        hints = typing.get_type_hints(cls)
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{key: from_json(hints[key], value) for key, value in data.items() if key in names})
+    return data
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    if f.default is not dataclasses.MISSING:
+        return f.default
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return dataclasses.MISSING
+
+
+def task_name(step: str, index: tuple[int, ...]) -> str:
+    """How people write a task: ``train[2]``, ``inner[2,5]``, ``start``.
+
+    >>> task_name("inner", (2, 5))
+    'inner[2,5]'
+    """
+    return f"{step}[{','.join(map(str, index))}]" if index else step

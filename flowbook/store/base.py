@@ -1,0 +1,123 @@
+"""What a store is: keys and bytes, with one promise that everything else rests on.
+
+The promise: `create` makes an object only if its key is free, whole or not at all, and among any number of concurrent
+writers exactly one is told True. Commits, the log and run numbers are made with it. `put` replaces and is for hints only.
+Nothing here knows what the bytes mean; `layout.py` names the keys, `codec.py` reads and writes values.
+
+A key is like ``flows/demo/12/train/2.COMMIT``: parts joined by ``/``; a part is not empty and does not begin with a dot.
+No key is a folder of another. The first parts ``tmp`` and ``local`` belong to the store itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from flowbook.errors import StoreError
+
+Buffer = bytes | bytearray | memoryview
+Data = Buffer | Iterable[Buffer]
+
+FORMAT = 1  # of the layout and of all that is written; a store of a higher one is refused
+OWN_PARTS = ("tmp", "local")  # first parts of a key which a store keeps for itself
+
+
+class Store(Protocol):
+    """Raises StoreMissing where a key must exist, StoreFull and StoreReadOnly on writes, StoreError otherwise."""
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+        ...
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes start to stop of the object, like a slice: shorter at its end. Negative places raise StoreError."""
+        ...
+
+    def create(self, key: str, data: Data) -> bool:
+        """Create if absent; True if this call made it. `data` is read only if the key looks free, and never joined."""
+        ...
+
+    def put(self, key: str, data: Data) -> None:
+        """Write, replacing what is there, whole or not at all. For hints; what must be true is created."""
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def size(self, key: str) -> int:
+        """Bytes."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """All keys that begin with `prefix` (any string, not only whole parts), sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens if it is not there."""
+        ...
+
+    def open(self, key: str) -> memoryview:
+        """The object as writable memory that is private: what is written there is seen by nobody else and never stored."""
+        ...
+
+    def adopt_file(self, key: str, path: Path | str) -> bool:
+        """Move a finished local file into the store as `key`. It is gone afterwards, also if the key was taken (False)."""
+        ...
+
+    def put_blob(self, parts: Sequence[Buffer]) -> str:
+        """Store content under its address and give that address (sha256 in hex). Known content writes nothing."""
+        ...
+
+    def local_path(self, key: str) -> Path | None:
+        """Where the object is as a file of this machine, never to be written; None where there is no such file."""
+        ...
+
+    def local_dir(self) -> Path:
+        """A folder of this machine for files that are made from objects, and can be made again."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON from which another process opens this store by `open_store`."""
+        ...
+
+
+def open_store(description: Mapping[str, Any]) -> Store:
+    """The store that `describe` described: ``{"kind": "files", "root": "/…/project"}``. Raises StoreError for any other."""
+    kind = description.get("kind")
+    if kind == "files":
+        from flowbook.store.files import FilesStore
+
+        root = description.get("root")
+        if not isinstance(root, str) or not root:
+            raise StoreError(f"a files store needs a root folder, got {root!r}")
+        return FilesStore(root, durable=bool(description.get("durable", False)))
+    raise StoreError(f"no kind of store {kind!r}; known: 'files'")
+
+
+def check_key(key: str) -> str:
+    """The key itself, if it is one. Raises StoreError: a key never leads out of the store nor into its own folders."""
+    parts = key.split("/")
+    if "\0" in key or any(not part or part.startswith(".") for part in parts):
+        raise StoreError(f"not a key: {key!r} (parts joined by '/', none empty, none beginning with a dot)")
+    if parts[0] in OWN_PARTS:
+        raise StoreError(f"not a key: {key!r} ({parts[0]!r} belongs to the store itself)")
+    return key
+
+
+def check_range(key: str, start: int, stop: int) -> None:
+    if start < 0 or stop < start:
+        raise StoreError(f"not a range of {key}: {start} to {stop}")
+
+
+def buffers(data: Data) -> Iterable[Buffer]:
+    """The pieces of `data`; one buffer is one piece."""
+    return [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
+
+
+def digest(parts: Iterable[Buffer]) -> str:
+    """sha256 in hex of the pieces, one after the other."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part)
+    return hasher.hexdigest()

@@ -1,0 +1,78 @@
+"""The keys of a project's store: one function per kind of object. Everything that writes or reads a key asks here.
+
+    store.json                              the format's version
+    flows/FLOW/RUN/run.json                 the spec; creating it takes the run's number
+    flows/FLOW/RUN/run.log/000017.json          events, one writer
+    flows/FLOW/RUN/run.requests/NAME.json       what a reader asks of the run's engine (stop)
+    flows/FLOW/RUN/STEP/TASK.COMMIT         created once: the result of a task
+    flows/FLOW/RUN/STEP/TASK/K/output       what attempt K printed (bytes, stdout and stderr as they came)
+    flows/FLOW/RUN/STEP/TASK/K/display.json rich output of attempt K
+    blobs/HH/HASH                           artifacts, items, code, by content (sha256 in hex)
+
+A step name has no dot, so run.log and run.requests cannot meet one. FLOW, STEP and RUN are identifiers checked at definition; no other part of a key comes from a user.
+"""
+
+from __future__ import annotations
+
+import re
+
+Index = tuple[int, ...]
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")  # steps
+FLOW_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")  # flows: notebook names, already reduced to this
+
+STORE = "store.json"
+
+
+def task_key(index: Index, part: str = "body") -> str:
+    """TASK in a key: ``0`` outside any fan-out, ``2`` or ``2.5`` inside; a plan task ends in ``plan``.
+
+    >>> task_key(()), task_key((2, 5)), task_key((2,), "plan")
+    ('0', '2.5', '2.plan')
+    """
+    name = ".".join(map(str, index)) or "0"
+    return name if part == "body" else f"{name}.plan"
+
+
+def flow_prefix(flow: str) -> str:
+    return f"flows/{flow}/"
+
+
+def run_prefix(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/"
+
+
+def spec(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/run.json"
+
+
+def log(flow: str, run: str, number: int) -> str:
+    return f"flows/{flow}/{run}/run.log/{number:06d}.json"
+
+
+def log_prefix(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/run.log/"
+
+
+def request(flow: str, run: str, name: str) -> str:
+    return f"flows/{flow}/{run}/run.requests/{name}.json"
+
+
+def request_prefix(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/run.requests/"
+
+
+def commit(flow: str, run: str, step: str, index: Index, part: str = "body") -> str:
+    return f"flows/{flow}/{run}/{step}/{task_key(index, part)}.COMMIT"
+
+
+def output(flow: str, run: str, step: str, index: Index, attempt: int, part: str = "body") -> str:
+    return f"flows/{flow}/{run}/{step}/{task_key(index, part)}/{attempt}/output"
+
+
+def display(flow: str, run: str, step: str, index: Index, attempt: int, part: str = "body") -> str:
+    return f"flows/{flow}/{run}/{step}/{task_key(index, part)}/{attempt}/display.json"
+
+
+def blob(digest: str) -> str:
+    return f"blobs/{digest[:2]}/{digest}"

@@ -1,0 +1,1 @@
+"""One attempt of one task, in a process of its own: inputs, user code, COMMIT. Knows nothing of Jupyter or Kubernetes."""
