@@ -1,0 +1,48 @@
+# make quickstart   execute notebooks/quickstart.ipynb on local pods and show its results
+# make test         all tests: style, types, pytest with the browser tests
+# Each makes the virtual environment it needs. Another interpreter: make PYTHON=python3.12 …
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export PYTHON
+
+.PHONY: help quickstart test smoke lint lab bench pins clean env
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+env:
+	@.ci/venv $(VENV)
+
+quickstart: env
+	$(BIN)/python notebooks/execute.py notebooks/quickstart.ipynb
+	@echo
+	@echo "To see it in JupyterLab:  make lab    then open quickstart.ipynb and choose Run > Run All Cells"
+
+lab: env
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	@.ci/chromium
+	$(BIN)/python -m pytest
+
+# What another Python could break, in about a minute
+smoke: env
+	$(BIN)/python -m pytest -q --ignore=tests/browser -m "not slow"
+
+bench: env
+	$(BIN)/python benchmarks/first_look.py
+
+# The newest versions that pyproject.toml allows, as pins for every system and Python; names no registry
+pins:
+	uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		--group dev pyproject.toml -o requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) build dist notebooks/out
