@@ -45,4 +45,4 @@ pins:
 		--group dev pyproject.toml -o requirements-dev.txt
 
 clean:
-	rm -rf $(VENV) build dist notebooks/out
+	rm -rf $(VENV) build dist out

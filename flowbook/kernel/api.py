@@ -1,7 +1,7 @@
 """`from flowbook import flow`: what `%flow` does, from Python; and the handle of a run, which can be awaited.
 
-    run = await flow.run(lr=0.1)       # one of many, in a plain loop
-    run["best"]                        # an artifact of that very run, whatever ran since
+run = await flow.run(lr=0.1)       # one of many, in a plain loop
+run["best"]                        # an artifact of that very run, whatever ran since
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ def _find(session: Session, run: str | int | None, flow: str | None) -> Run:
     found = [r for r in defined.runs if run is None or r.id == str(run)]
     if not found:
         here = ", ".join(r.id for r in defined.runs) or "none"
-        raise DefinitionError(Finding("", f"no run {run} of this kernel" if run else "nothing was run yet", f"Runs of this kernel: {here}."))
+        raise DefinitionError(
+            Finding("", f"no run {run} of this kernel" if run else "nothing was run yet", f"Runs of this kernel: {here}.")
+        )
     return found[-1]
 
 

@@ -26,7 +26,9 @@ from flowbook.store import codec
 from flowbook.store.base import Store
 
 LARGE_BYTES = 100_000_000
-SECRET_NAME = re.compile(r"(^|_)(password|passwd|passphrase|secret|api_?key|secret_?key|access_?key|private_?key|auth_?token|api_?token|credentials?)(_|$)", re.I)
+SECRET_NAME = re.compile(
+    r"(^|_)(password|passwd|passphrase|secret|api_?key|secret_?key|access_?key|private_?key|auth_?token|api_?token|credentials?)(_|$)", re.I
+)
 SECRET_VALUE = re.compile(
     r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_[A-Za-z0-9]{30}|xox[abprs]-[A-Za-z0-9-]{10}|sk-[A-Za-z0-9_-]{20}|hf_[A-Za-z0-9]{30}"
     r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\."

@@ -150,9 +150,7 @@ def code_globals(code: types.CodeType) -> set[str]:
     """
     import dis
 
-    names = {
-        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")
-    }
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL")}
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
             names |= code_globals(const)
@@ -219,8 +217,4 @@ def names_behind(names: set[str], namespace: dict[str, Any]) -> set[str]:
 
 def loaded_names(tree: ast.AST) -> set[str]:
     """Every name that the code mentions as a value, or changes by ``x += …``: a cheap upper bound of what it reads."""
-    return {
-        node.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name)
-    }
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -258,8 +258,47 @@ def sanitised(text: str) -> str:
     import nh3
 
     attributes = {"*": {"class", "border", "colspan", "rowspan", "align", "title"}}
-    tags = {"table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "p", "div", "span", "b", "i", "em", "strong", "code", "pre", "br", "hr"}
-    tags |= {"ul", "ol", "li", "h1", "h2", "h3", "h4", "h5", "h6", "sub", "sup", "small", "details", "summary", "dl", "dt", "dd", "blockquote"}
+    tags = {
+        "table",
+        "thead",
+        "tbody",
+        "tfoot",
+        "tr",
+        "td",
+        "th",
+        "caption",
+        "p",
+        "div",
+        "span",
+        "b",
+        "i",
+        "em",
+        "strong",
+        "code",
+        "pre",
+        "br",
+        "hr",
+    }
+    tags |= {
+        "ul",
+        "ol",
+        "li",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "sub",
+        "sup",
+        "small",
+        "details",
+        "summary",
+        "dl",
+        "dt",
+        "dd",
+        "blockquote",
+    }
     return nh3.clean(text[:1_000_000], tags=tags, attributes=attributes, clean_content_tags={"script", "style", "iframe", "object"})
 
 
@@ -307,8 +346,16 @@ def advice(run: Run, step: str) -> str:
     counts = run.view.state.counts(step)
     total = sum(counts.values())
     if total > 1:
-        parts.append(f"{counts.get('succeeded', 0)} of {total} tasks of {step} succeeded, {counts.get('failed', 0)} failed; the others finish and are kept.")
-    idle = [s.name for s in run.spec.steps if not any(run.view.state.counts(s.name).get(x) for x in ("succeeded", "failed", "launched", "running", "skipped", "stopped", "backoff"))]
+        parts.append(
+            f"{counts.get('succeeded', 0)} of {total} tasks of {step} succeeded, {counts.get('failed', 0)} failed; the others finish and are kept."
+        )
+    idle = [
+        s.name
+        for s in run.spec.steps
+        if not any(
+            run.view.state.counts(s.name).get(x) for x in ("succeeded", "failed", "launched", "running", "skipped", "stopped", "backoff")
+        )
+    ]
     if idle:
         parts.append(f"Not run: {', '.join(idle)}.")
     parts.append(f"Correct the cell and run it, then `%flow resume` runs only what is missing. All output: `%flow logs {step}`.")
@@ -376,5 +423,9 @@ class Painter:
         content = {"data": {"text/html": page, "text/plain": text}, "metadata": {}, "transient": {"display_id": display_id}}
         # Sent with the header of the cell that started the run, so that it appears there whatever cell runs now.
         kernel.session.send(
-            kernel.iopub_socket, "update_display_data" if update else "display_data", content, parent=self._parent, ident=kernel.topic("display_data")
+            kernel.iopub_socket,
+            "update_display_data" if update else "display_data",
+            content,
+            parent=self._parent,
+            ident=kernel.topic("display_data"),
         )

@@ -22,7 +22,8 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 from traitlets import Bool
 
 from flowbook.errors import DefinitionError, Finding, FlowbookError
-from flowbook.kernel.api import RunHandle, _find, flow as flow_object
+from flowbook.kernel.api import RunHandle, _find
+from flowbook.kernel.api import flow as flow_object
 from flowbook.kernel.display import Painter, clean_text, headline, outputs, status_html, status_text
 from flowbook.kernel.names import Scan, human_size, interruptible
 from flowbook.kernel.session import CommandLine, Run, Session
@@ -135,9 +136,7 @@ def _run(session: Session, line: str) -> RunHandle:
         parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), dest=f"param {name}", metavar="VALUE")
     given = parser.parse(line)
     params = {n: CommandLine(v) for n in defined.params if (v := getattr(given, f"param {n}")) is not None}
-    return start(
-        session, step=given.step, flow=given.flow, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params
-    )
+    return start(session, step=given.step, flow=given.flow, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params)
 
 
 def _positive(text: str) -> int:
@@ -234,11 +233,15 @@ def _texts(session: Session, run: Run, step: str | None, index: tuple[int, ...] 
     for task, state in sorted(run.view.state.tasks.items(), key=lambda x: (x[0].step, x[0].index)):
         if (step is not None and task.step != step) or (index is not None and task.index != index):
             continue
-        key = layout.output(run.spec.flow, run.view.state.locate(task.step, task.index), task.step, task.index, state.attempt or 0, task.part)
+        key = layout.output(
+            run.spec.flow, run.view.state.locate(task.step, task.index), task.step, task.index, state.attempt or 0, task.part
+        )
         if session.store.exists(key):
             size = session.store.size(key)
             data = session.store.get_range(key, max(0, size - 1_000_000), size)
-            text = (f"… the first {size - 1_000_000:,} bytes are in {session.root / key}\n" if size > 1_000_000 else "") + data.decode("utf-8", "replace")
+            text = (f"… the first {size - 1_000_000:,} bytes are in {session.root / key}\n" if size > 1_000_000 else "") + data.decode(
+                "utf-8", "replace"
+            )
         else:
             text = run.view.output.get((task.step, task.index, task.part), ("", 0))[0]
         if text:
@@ -275,9 +278,7 @@ def _runs(session: Session, line: str) -> None:
 
 def _stored_state(session: Session, flow: str, run_id: str) -> str:
     """How a run of another kernel ended: its last event tells."""
-    last = None
-    for last in session.store.list(layout.log_prefix(flow, run_id)):
-        pass
+    last = max(session.store.list(layout.log_prefix(flow, run_id)), default=None)
     if last is None:
         return "not begun"
     events = json.loads(session.store.get(last)).get("events", [])
@@ -341,7 +342,13 @@ def _check_serial(session: Session, flow: str | None) -> None:
     painter = Painter(session, run)
     painter.start()
     _wait_painting(session, run, painter)
-    order = {"store": session.store.describe(), "flow": run.spec.flow, "run": run.id, "cwd": str(session.folder), "sys_path": list(sys.path)}
+    order = {
+        "store": session.store.describe(),
+        "flow": run.spec.flow,
+        "run": run.id,
+        "cwd": str(session.folder),
+        "sys_path": list(sys.path),
+    }
     done = subprocess.run(
         [sys.executable, "-P", "-m", "flowbook.worker", "--serial"],
         input=json.dumps(order).encode(),
@@ -363,7 +370,9 @@ def _check_serial(session: Session, flow: str | None) -> None:
         print(f"✗ {item if isinstance(item, str) else item.get('task', '') + '.' + item.get('name', '')}: only one of the two made it")
     equal = len(report.get("equal", []))
     if different or report.get("missing"):
-        raise FlowbookError(f"the flow and the serial reading differ in {len(different) + len(report.get('missing', []))} artifacts; {equal} are equal")
+        raise FlowbookError(
+            f"the flow and the serial reading differ in {len(different) + len(report.get('missing', []))} artifacts; {equal} are equal"
+        )
     print(f"the flow and the serial reading are equal: {equal} artifacts")
 
 
@@ -399,7 +408,9 @@ def _artifacts(session: Session, line: str) -> None:
             size = entry.get("size", 0)
             sizes[task.step, name] = sizes.get((task.step, name), 0) + size
             shape = str(tuple(entry["shape"])) if entry.get("shape") else ""
-            rows.append((task_name(task.step, task.index), name, f"{entry.get('type', '')}{shape}", human_size(size), entry.get("repr", "")[:80]))
+            rows.append(
+                (task_name(task.step, task.index), name, f"{entry.get('type', '')}{shape}", human_size(size), entry.get("repr", "")[:80])
+            )
         for name, why in commit.get("unsaved", {}).items():
             rows.append((task_name(task.step, task.index), name, "not saved", "", why[:80]))
     if not rows:
@@ -423,7 +434,11 @@ def largest(sizes: dict[tuple[str, str], int], above: int = 10_000_000) -> str:
     for step in sorted(steps):
         big = sorted((n for (s, n), size in sizes.items() if s == step and size > above), key=lambda n: -sizes[step, n])
         small = [n for (s, n), size in sizes.items() if s == step and size <= above]
-        lines.append(f"\nlargest of {step}: " + ", ".join(f"{n} {human_size(sizes[step, n])}" for n in big) + f"; to keep only the rest: --out {','.join(small) or big[-1]}")
+        lines.append(
+            f"\nlargest of {step}: "
+            + ", ".join(f"{n} {human_size(sizes[step, n])}" for n in big)
+            + f"; to keep only the rest: --out {','.join(small) or big[-1]}"
+        )
     return "".join(lines)
 
 
@@ -440,7 +455,11 @@ def _defaults(session: Session, line: str) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    "run": Command("%flow run [STEP] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]", "run the flow, or STEP and what it needs", _run),
+    "run": Command(
+        "%flow run [STEP] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
+        "run the flow, or STEP and what it needs",
+        _run,
+    ),
     "wait": Command("%flow wait [RUN] [--flow F]", "wait for a run to end", _wait),
     "status": Command("%flow status [RUN] [--flow F]", "how a run stands", _status),
     "logs": Command("%flow logs [STEP | STEP[i]] [-f] [--run RUN] [--flow F]", "what steps printed; -f follows", _logs),
@@ -538,7 +557,7 @@ def complete(session: Session, text_before: str) -> list[str]:
             found = list(COMMANDS)
         else:
             usage = COMMANDS[before[1]].usage if before[1] in COMMANDS else ""
-            found = [o for o in re.findall(r"--[a-z-]+|(?<=\[)-f", usage)]
+            found = list(re.findall(r"--[a-z-]+|(?<=\[)-f", usage))
             found += steps if "STEP" in usage else []
             found += [r.id for f in session.flows.values() for r in f.runs] if "RUN" in usage else []
             found += [f"--{p}" for f in session.flows.values() for p in f.params] if before[1] == "run" else []

@@ -64,7 +64,7 @@ class Placeholder:
         return []
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__") or name.startswith("_repr_") or name.startswith("_ipython_"):
+        if name.startswith(("__", "_repr_", "_ipython_")):
             raise AttributeError(name)  # what Python, IPython and completers probe for
         _refuse(self)
 
@@ -80,10 +80,56 @@ def _refuse(self: Placeholder, *args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
-for _special in (
-    "bool len iter next contains getitem setitem delitem call add radd sub rsub mul rmul truediv rtruediv floordiv mod pow matmul neg pos "
-    "abs int float complex index round lt le gt ge eq ne str format bytes reduce_ex enter exit await array and or xor invert fspath"
-).split():
+for _special in [
+    "bool",
+    "len",
+    "iter",
+    "next",
+    "contains",
+    "getitem",
+    "setitem",
+    "delitem",
+    "call",
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "truediv",
+    "rtruediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "neg",
+    "pos",
+    "abs",
+    "int",
+    "float",
+    "complex",
+    "index",
+    "round",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+    "str",
+    "format",
+    "bytes",
+    "reduce_ex",
+    "enter",
+    "exit",
+    "await",
+    "array",
+    "and",
+    "or",
+    "xor",
+    "invert",
+    "fspath",
+]:
     setattr(Placeholder, f"__{_special}__", _refuse)
 Placeholder.__hash__ = object.__hash__  # type: ignore[method-assign]  # a set of namespace values must not break
 
@@ -409,7 +455,9 @@ class Names:
             if state == "failed":
                 failed = failure(run)
                 raise StepFailedBefore(failed.message, failed.traceback, failed.advice)
-            raise NotReady(f"`{name}` was not made: run {run.id} {'was stopped' if state == 'stopped' else 'ended: ' + str(run.view.trouble)}; `%flow resume` runs what is missing")
+            raise NotReady(
+                f"`{name}` was not made: run {run.id} {'was stopped' if state == 'stopped' else 'ended: ' + str(run.view.trouble)}; `%flow resume` runs what is missing"
+            )
         return self._load_ready(name, run, step, huge)
 
     def _load_ready(self, name: str, run: Run, step: str, huge: bool) -> Any:
@@ -482,7 +530,7 @@ def _called(tree: ast.AST) -> set[str]:
     return found
 
 
-class interruptible:  # noqa: N801 - reads as a word in `with`
+class interruptible:
     """During a wait Ctrl-C raises KeyboardInterrupt here, also in a cell with top-level await, where ipykernel handles it otherwise."""
 
     def __enter__(self) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from flowbook.errors import ArtifactNotLoaded, DefinitionError, EngineError, Finding, FlowbookError, RunStopped, StepFailed, StoreError
 from flowbook.kernel import capture
-from flowbook.kernel.cells import Cells, Ran, flow_name, functions_of, code_globals, names_behind, notebook_path
+from flowbook.kernel.cells import Cells, Ran, flow_name, names_behind, notebook_path
 from flowbook.kernel.engine import Engine, RunView, environment
 from flowbook.kernel.names import Names
 from flowbook.settings import Settings, load_settings
@@ -35,7 +35,25 @@ from flowbook.store import codec, layout, results
 from flowbook.store.base import Store, open_store
 
 RESERVED_PARAMS = frozenset(
-    "step wait tag max_parallel flow fresh with detach run help no_cache cache_for cache_key yes keep_warm run_id user".split()
+    [
+        "step",
+        "wait",
+        "tag",
+        "max_parallel",
+        "flow",
+        "fresh",
+        "with",
+        "detach",
+        "run",
+        "help",
+        "no_cache",
+        "cache_for",
+        "cache_key",
+        "yes",
+        "keep_warm",
+        "run_id",
+        "user",
+    ]
 )
 
 
@@ -183,7 +201,7 @@ class Session:
         """`%%flowparams`: each assigned name is a parameter; the comment behind it its help."""
         ran = self._cell_now(cell)
         ran.plain = False
-        source, option_lines = split_cell(ran.source, cell)
+        source, _option_lines = split_cell(ran.source, cell)
         flow = self.flow(None)
         found = read_params(source, ran.label, self.shell.user_ns)
         clash = [p for p in found if p.name in flow.steps]
@@ -309,7 +327,7 @@ class Session:
         space = self.shell.user_ns
         names = [n for n in space if not n.startswith("_") and n not in hidden and not self.names.is_ours(n)]
         names += [n for n in space if n.startswith("_") and not n.startswith("__") and n not in hidden and not _is_history(n)]
-        return {n: "" for n in [*names, *self.names.mine]}
+        return dict.fromkeys([*names, *self.names.mine], "")
 
     def ordered(self, flow: FlowDef, by_file: bool) -> list[StepCell]:
         order = self.cells.file_order() if by_file else {}
@@ -320,16 +338,16 @@ class Session:
     def link(self, flow: FlowDef, *, by_file: bool = True) -> graph.Linked:
         plain = self.plain()
         space = {**self.shell.user_ns, **self.names.mine}
-        definitions = {n for n in plain if isinstance(space.get(n), (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType))}
+        definitions = {
+            n for n in plain if isinstance(space.get(n), (types.ModuleType, type, types.FunctionType, types.BuiltinFunctionType))
+        }
         made = {n for s in flow.steps.values() for n in (*s.body.makes, *s.body.others, *s.body.changes)} | set(flow.params)
         for step in flow.steps.values():
             if step.options.foreach:
                 made |= set(step.options.foreach.names)
         cells = [self._graph_cell(step, plain, made) for step in self.ordered(flow, by_file)]
         setup_names = {n for s in flow.setups for n in (*s.body.makes, *s.body.others)}
-        return graph.link(
-            cells, plain=_Origins(plain, self.cells), params=set(flow.params), modules=definitions, setup_names=setup_names
-        )
+        return graph.link(cells, plain=_Origins(plain, self.cells), params=set(flow.params), modules=definitions, setup_names=setup_names)
 
     def _graph_cell(self, step: StepCell, plain: Mapping[str, str], made: set[str]) -> graph.Cell:
         space = {**self.shell.user_ns, **self.names.mine}
@@ -354,7 +372,7 @@ class Session:
         """A captured function that uses a name the flow makes reads it for the step that calls the function."""
         used = {n for n in body.reads if n in plain and n not in made}
         extra = (names_behind(used, space) - used) & made - set(body.reads)
-        return dataclasses.replace(body, reads={**body.reads, **{n: False for n in extra}}) if extra else body
+        return dataclasses.replace(body, reads={**body.reads, **dict.fromkeys(extra, False)}) if extra else body
 
     def checked(self, flow: FlowDef) -> graph.Linked:
         """The linked flow without a finding, or DefinitionError with all of them."""
@@ -394,7 +412,13 @@ class Session:
                     continue
                 what = f"`{name}` was last set by {binder.label}, which stands below step {step.name} ({step.label})"
                 if place.known_with(here):
-                    findings.append(Finding(step.label, what, f"Read serially the step sees an older `{name}`: move that cell up, or use another name in it."))
+                    findings.append(
+                        Finding(
+                            step.label,
+                            what,
+                            f"Read serially the step sees an older `{name}`: move that cell up, or use another name in it.",
+                        )
+                    )
                 else:
                     self._order_warnings.append(f"{step.label}: {what}; the step gets the present value")
             for made in step.inputs:
@@ -600,9 +624,13 @@ class Session:
         defined = self.existing(flow)
         last = next((r for r in reversed(defined.runs) if run_id is None or r.id == run_id), None)
         if last is None:
-            raise DefinitionError(Finding("%flow resume", f"no run {run_id or ''} of this kernel to resume".replace("  ", " "), "`%flow run` starts one."))
+            raise DefinitionError(
+                Finding("%flow resume", f"no run {run_id or ''} of this kernel to resume".replace("  ", " "), "`%flow run` starts one.")
+            )
         if last.view.ended is None:
-            raise DefinitionError(Finding("%flow resume", f"run {last.id} is still open", "Wait for it (`%flow wait`) or stop it (`%flow stop`)."))
+            raise DefinitionError(
+                Finding("%flow resume", f"run {last.id} is still open", "Wait for it (`%flow wait`) or stop it (`%flow stop`).")
+            )
         if last.view.ended == "succeeded":
             raise DefinitionError(Finding("%flow resume", f"run {last.id} succeeded: nothing is missing", "`%flow run` starts a new one."))
         target = last.spec.steps[-1].name if last.partial else None
@@ -616,7 +644,9 @@ class Session:
     def stop(self, run: Run, step: str | None = None, index: Sequence[int] | None = None) -> str:
         """Ask the run's engine to stop it, a step of it, or one task, by a request object."""
         if step is not None and step not in {s.name for s in run.spec.steps}:
-            raise DefinitionError(Finding("%flow stop", f"run {run.id} has no step {step!r}", f"Steps: {', '.join(s.name for s in run.spec.steps)}."))
+            raise DefinitionError(
+                Finding("%flow stop", f"run {run.id} has no step {step!r}", f"Steps: {', '.join(s.name for s in run.spec.steps)}.")
+            )
         if run.view.ended is not None:
             return f"run {run.id} has already ended ({run.view.ended})"
         request = {"ask": "stop", "step": step, "index": list(index) if index is not None else None}
@@ -664,10 +694,7 @@ class Session:
         root, *rest = qualname.split(".")
         key = (run.id, root)
         if key not in self.reader_resolve:
-            if root in run.spec.captures:
-                entry = run.spec.captures[root]["entry"]
-            else:
-                entry = self._definition_of_step(run, root)
+            entry = run.spec.captures[root]["entry"] if root in run.spec.captures else self._definition_of_step(run, root)
             if entry is None:
                 raise KeyError(qualname)
             self.reader_resolve[key] = codec.load(self.store, entry, main=self.shell.user_ns, resolve=lambda q, k: self._from_run(run, q))
@@ -724,7 +751,11 @@ class _Origins(Mapping[str, str]):
 
 
 def _is_history(name: str) -> bool:
-    return name.strip("_") == "" or (name[1:2] in "ih0123456789" and name.lstrip("_ih").isdigit()) or name in ("_dh", "_oh", "_ih", "_i", "_ii", "_iii")
+    return (
+        name.strip("_") == ""
+        or (name[1:2] in "ih0123456789" and name.lstrip("_ih").isdigit())
+        or name in ("_dh", "_oh", "_ih", "_i", "_ii", "_iii")
+    )
 
 
 def _user() -> str | None:
@@ -771,7 +802,13 @@ def read_params(source: str, label: str, namespace: dict[str, Any]) -> list[Para
         where = f"{label}, line {node.lineno}"
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             continue
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else None
+        target = (
+            node.target
+            if isinstance(node, ast.AnnAssign)
+            else node.targets[0]
+            if isinstance(node, ast.Assign) and len(node.targets) == 1
+            else None
+        )
         if not isinstance(target, ast.Name) or getattr(node, "value", None) is None:
             findings.append(Finding(where, "not a parameter", "Write one `name = value` or `name: type = value` a line."))
             continue
@@ -785,7 +822,9 @@ def read_params(source: str, label: str, namespace: dict[str, Any]) -> list[Para
         try:
             value = eval(compile(ast.Expression(node.value), label, "eval"), dict(namespace))
         except Exception as error:
-            findings.append(Finding(where, f"the default of `{name}` fails: {type(error).__name__}: {error}", "Use a value that needs no other cell."))
+            findings.append(
+                Finding(where, f"the default of `{name}` fails: {type(error).__name__}: {error}", "Use a value that needs no other cell.")
+            )
             continue
         if kind is float and type(value) is int:
             value = float(value)
@@ -853,7 +892,9 @@ def hash_files(patterns: Iterable[str], folder: Path) -> dict[str, Any]:
     for pattern in sorted(patterns):
         matches = sorted(p for p in glob.glob(pattern, root_dir=folder, recursive=True) if (folder / p).is_file())
         if not matches:
-            raise DefinitionError(Finding("--files", f"{pattern!r} matches no file in {folder}", "Patterns are relative to the notebook's folder."))
+            raise DefinitionError(
+                Finding("--files", f"{pattern!r} matches no file in {folder}", "Patterns are relative to the notebook's folder.")
+            )
         for match in matches:
             stat = (folder / match).stat()
             with (folder / match).open("rb") as file:
@@ -862,13 +903,20 @@ def hash_files(patterns: Iterable[str], folder: Path) -> dict[str, Any]:
     return found
 
 
-def keyed(steps: Sequence[Step], captured: capture.Captured, flow: FlowDef, values: Mapping[str, Any], files: Mapping[str, Any]) -> list[Step]:
+def keyed(
+    steps: Sequence[Step], captured: capture.Captured, flow: FlowDef, values: Mapping[str, Any], files: Mapping[str, Any]
+) -> list[Step]:
     """Each step with its key: of its code, what it captures, its parameters, setup, files, and the keys above it."""
     keys: dict[str, str] = {}
     result = []
     setup = [ast_key(s.source) for s in flow.setups]
     for step in steps:
-        makers = {m for i in (*step.inputs, *step.plan_inputs) for m in i.makers} | set(step.options.join) | set(step.options.after) | set(step.scope)
+        makers = (
+            {m for i in (*step.inputs, *step.plan_inputs) for m in i.makers}
+            | set(step.options.join)
+            | set(step.options.after)
+            | set(step.scope)
+        )
         o = step.options
         parts = [
             step.name,
@@ -910,4 +958,4 @@ def current_session() -> Session:
     return _session
 
 
-__all__ = ["CommandLine", "FlowDef", "Run", "Session", "StoreError", "StepFailed", "attach", "current_session"]
+__all__ = ["CommandLine", "FlowDef", "Run", "Session", "StepFailed", "StoreError", "attach", "current_session"]

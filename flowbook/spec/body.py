@@ -531,7 +531,7 @@ class _ScopeVisitor(ast.NodeVisitor):
         self._visit_around(_definition_parts(node), _type_params(node))
         self.take(_function_scope(node))
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+    visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
         self._visit_around(_definition_parts(node), set())
@@ -552,7 +552,7 @@ class _ScopeVisitor(ast.NodeVisitor):
         targets = [g.target for g in node.generators]
         self._visit_around(parts + _target_parts(targets), set(_target_names(targets)))
 
-    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension  # type: ignore[assignment]
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
 
     def _visit_around(self, parts: Iterable[ast.expr], hidden: set[str]) -> None:
         """Visits expressions in which `hidden` names are those of an inner scope; a walrus there still binds here."""
@@ -641,8 +641,12 @@ class _Jumps:
 
 # Context managers that never swallow an exception, by the last part of what is called: inside others, any line may be the last.
 _HONEST_MANAGERS = frozenset(
-    "open no_grad inference_mode enable_grad autocast catch_warnings errstate TemporaryDirectory NamedTemporaryFile TemporaryFile "
-    "ThreadPoolExecutor ProcessPoolExecutor Pool ZipFile option_context rc_context urlopen Timer scope device closing".split()
+    {
+        *("open", "urlopen", "closing", "catch_warnings", "ZipFile"),
+        *("TemporaryDirectory", "NamedTemporaryFile", "TemporaryFile"),
+        *("ThreadPoolExecutor", "ProcessPoolExecutor", "Pool"),
+        *("no_grad", "enable_grad", "inference_mode", "autocast", "errstate", "option_context", "rc_context"),
+    }
 )
 _CATCH_NAME_ERROR = frozenset({"NameError", "UnboundLocalError", "Exception", "BaseException"})
 _CLASS_NAMES = ("__module__", "__qualname__")
@@ -773,7 +777,7 @@ class _Flow:
             if name == "get_ipython":
                 self.shell_uses.append(line)
             if name == "input":
-                self.input_calls += [call.lineno for call in ast.walk(node) if _is_input_call(call)]
+                self.input_calls += [call.lineno for call in ast.walk(node) if isinstance(call, ast.Call) and _is_input_call(call)]
         for name in sorted(scope.global_binds):
             self.binders.setdefault(name, []).append("global")
             self.bound_later.add(name)

@@ -144,11 +144,7 @@ class Spec:
 def to_json(value: Any) -> Json:
     """A dataclass of this module as plain JSON types; fields that hold their default are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: to_json(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if getattr(value, f.name) != _default(f)
-        }
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if getattr(value, f.name) != _default(f)}
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
     return value

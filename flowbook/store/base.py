@@ -45,6 +45,10 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
 
+    def keep(self, key: str) -> bool:
+        """Whether the object exists; if it does, it counts as used now when garbage is collected by age."""
+        ...
+
     def size(self, key: str) -> int:
         """Bytes."""
         ...

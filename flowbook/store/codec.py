@@ -31,7 +31,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from flowbook.errors import ArtifactError, FlowbookError, NotPicklable
 from flowbook.store import layout, preview
@@ -111,7 +111,7 @@ def encode(
         header |= preview.brief(value, header["size"])
     end, places = length, []
     for view in pickled.buffers:
-        start = _aligned(end)
+        start = aligned(end)
         end = start + view.nbytes
         places.append([start, view.nbytes])
     header |= {"pickle": [0, length], "buffers": places, "refs": sorted([q, k] for q, k in pickled.refs.items())}
@@ -146,7 +146,8 @@ def dump(
 def _dump(value: Any, main: dict[str, Any] | None, root: Any, keys: Keys | None, store: Store | None) -> Pickled:
     from flowbook.store import pickler
 
-    pieces, buffers = pickler.Pieces(), []
+    pieces = pickler.Pieces()
+    buffers: list[pickle.PickleBuffer] = []
     writer = pickler.Pickler(pieces, buffers.append, main=main, root=root, keys=keys, store=store)
     writer.dump(value)
     views = [buffer.raw() for buffer in buffers]
@@ -156,18 +157,18 @@ def _dump(value: Any, main: dict[str, Any] | None, root: Any, keys: Keys | None,
 def _head(header: dict[str, Any]) -> bytes:
     text = json.dumps(header).encode()
     head = MAGIC + struct.pack("<I", len(text)) + text
-    return head.ljust(_aligned(len(head)), b"\0")
+    return head.ljust(aligned(len(head)), b"\0")
 
 
 def _padded(end: int, buffers: list[memoryview]) -> Iterator[Buffer]:
     for view in buffers:
-        if gap := _aligned(end) - end:
+        if gap := aligned(end) - end:
             yield bytes(gap)
         yield view
-        end = _aligned(end) + view.nbytes
+        end = aligned(end) + view.nbytes
 
 
-def _aligned(offset: int) -> int:
+def aligned(offset: int) -> int:
     return -(-offset // ALIGN) * ALIGN
 
 
@@ -359,7 +360,7 @@ def _read_header(view: memoryview, name: str) -> tuple[dict[str, Any], int]:
         raise _damaged(name, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise _damaged(name, "its header is not an object")
-    return header, _aligned(12 + length)
+    return header, aligned(12 + length)
 
 
 def _piece(view: memoryview, start: int, place: Any, name: str) -> memoryview:
@@ -404,7 +405,10 @@ def _main_ref(qualname: str, key: str | None) -> Any:
     now = loading()
     found = look_up(now.scope, qualname)
     if found is None and now.resolve is not None:
-        found = now.resolve(qualname, key)
+        try:
+            found = now.resolve(qualname, key)
+        except LookupError:  # not known there either
+            found = None
     elif found is not None and now.keys is not None and now.notes is not None and key is not None:
         present = now.keys(qualname)
         note = f"{qualname} has changed since {now.name} was saved; {now.name} uses the present one"
@@ -438,8 +442,8 @@ def _rebuild_lru(function: Callable[..., Any], parameters: dict[str, Any]) -> An
 
 
 def _rebuild_view(data: Buffer, form: str, shape: tuple[int, ...]) -> memoryview:
-    view = memoryview(data)
-    return view.cast(form, shape) if (form, shape) != ("B", view.shape) else view
+    view: Any = memoryview(data)
+    return cast(memoryview, view.cast(form, shape)) if (form, shape) != ("B", view.shape) else cast(memoryview, view)
 
 
 # ---- entries ---------------------------------------------------------------------------------------------------------

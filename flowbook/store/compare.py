@@ -6,17 +6,12 @@ something has imported them already.
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import enum
-import fractions
 import functools
 import gc
-import pathlib
 import re
 import sys
 import types
-import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -171,7 +166,7 @@ class _Comparison:
             return self.same(a.name, b.name) and self._columns(a, b)
         if not self._indexes(a.columns, b.columns) or list(a.dtypes) != list(b.dtypes):
             return False
-        if not any(dtype == object for dtype in a.dtypes):
+        if not any(dtype.kind == "O" for dtype in a.dtypes):
             return bool(a.equals(b))
         return all(self._columns(a.iloc[:, i], b.iloc[:, i]) for i in range(a.shape[1]))
 
@@ -215,7 +210,8 @@ def _reduced(value: Any) -> Any:
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
         return reduced
-    function, args, state, listed, keyed, *_ = (*reduced, None, None, None)
+    function, args, *more = reduced
+    state, listed, keyed = [*more, None, None, None][:3]
     return [function, args, state, None if listed is None else list(listed), None if keyed is None else list(keyed)]
 
 
@@ -307,39 +303,49 @@ def _equal_pieces(whole: memoryview, pieces: list[Any]) -> bool:
 
 # ---- reach -----------------------------------------------------------------------------------------------------------
 
-_ATOMIC = (str, bytes, int, float, complex, type(None), type(Ellipsis), range, slice, enum.Enum, re.Pattern, pathlib.PurePath)
-_ATOMIC += (datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction, uuid.UUID)
-_SKIPPED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.GetSetDescriptorType)
-_SKIPPED += (types.MemberDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType, weakref.ref, property)
+_ATOMIC: tuple[type, ...] = (str, bytes, int, float, complex, type(None), type(Ellipsis), range, slice, enum.Enum, re.Pattern)
+_SKIPPED: tuple[type, ...] = (
+    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.GetSetDescriptorType),
+    *(types.MemberDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType, weakref.ref, property),
+)
 _IMMUTABLE = (tuple, frozenset, types.MappingProxyType, types.MethodType, types.CellType)
 
 
 def reach(value: Any, limit: int = 10_000) -> set[int]:
-    """ids of the mutable objects that the value leads to, itself included; at most about `limit` objects are visited.
+    """ids of the mutable objects that the value leads to, itself included; at most `limit` objects are visited.
 
     Two values whose sets meet share an object: a change of one is seen in the other. Of arrays, the owner of the memory counts,
     so a slice meets its whole.
     """
-    skipped = (*_SKIPPED, *_constants())
+    skipped = (*_ATOMIC, *_SKIPPED, *_constants())
     found: set[int] = set()
     seen = {id(value)}
     queue = [value]
-    while queue and len(seen) <= limit:
+    while queue:
         item = queue.pop()
-        if isinstance(item, _ATOMIC) or isinstance(item, skipped):
+        if isinstance(item, skipped):
             continue
         if not isinstance(item, _IMMUTABLE):
             found.add(id(item))
         for part in _referents(item, limit):
-            if id(part) not in seen:
+            if id(part) not in seen and len(seen) < limit:
                 seen.add(id(part))
                 queue.append(part)
     return found
 
 
 def _constants() -> tuple[Any, ...]:
-    """Types of the loaded libraries whose objects never change, and are shared freely."""
-    wanted = (("numpy", ("dtype", "generic")), ("pandas", ("Index", "Timestamp", "Timedelta")), ("pandas.api.extensions", ("ExtensionDtype",)))
+    """Types of the loaded modules whose objects never change, and are shared freely."""
+    wanted = (
+        ("datetime", ("date", "time", "timedelta", "tzinfo")),
+        ("decimal", ("Decimal",)),
+        ("fractions", ("Fraction",)),
+        ("pathlib", ("PurePath",)),
+        ("uuid", ("UUID",)),
+        ("numpy", ("dtype", "generic")),
+        ("pandas", ("Index", "Timestamp", "Timedelta")),
+        ("pandas.api.extensions", ("ExtensionDtype",)),
+    )
     return tuple(
         getattr(sys.modules[module], name)
         for module, names in wanted

@@ -5,14 +5,15 @@ link is the create-if-absent, and a reader never meets half an object; killed wr
 fsync unless `durable`: results survive killed processes, not a loss of power.
 """
 
+# Paths are plain strings here: the commit of a small task is a few system calls, and Path would double its time.
+# ruff: noqa: PTH101, PTH103, PTH105, PTH108, PTH112, PTH113, PTH116, PTH120, PTH121, PTH123
+
 from __future__ import annotations
 
 import errno
 import json
 import mmap
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -137,16 +138,22 @@ class FilesStore:
     def put_blob(self, parts: Sequence[Buffer]) -> str:
         address = digest(parts)
         key = layout.blob(address)
-        path = self._path(key)
+        if not self.keep(key):
+            self.create(key, parts)
+        return address
+
+    def keep(self, key: str) -> bool:
+        path = self._readable(key)
         try:
             if time.time() - os.stat(path).st_mtime > REFRESH_AFTER_S:
                 os.utime(path)
-            return address
-        except FileNotFoundError:
-            self.create(key, parts)
         except PermissionError:
-            pass  # another user's blob: it is there, and its age is that user's affair
-        return address
+            pass  # another user's object: it is there, and its age is that user's affair
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return False
+            raise _write_error(path, error) from error
+        return True
 
     def adopt_file(self, key: str, path: Path | str) -> bool:
         target, source = self._path(key), os.fspath(path)
@@ -329,13 +336,17 @@ def _write_error(path: str, error: OSError) -> StoreError:
 
 def _free(path: str) -> str:
     try:
-        return f" ({shutil.disk_usage(os.path.dirname(path)).free / 1e6:.1f} MB free)"
+        found = os.statvfs(os.path.dirname(path))
+        return f" ({found.f_bavail * found.f_frsize / 1e6:.1f} MB free)"
     except OSError:
         return ""
 
 
 def sweep(store: FilesStore, older_than_s: float = 24 * 3600.0) -> int:
     """Remove what killed writers left in tmp/; gives the bytes freed. Age is by the file system's own clock."""
+    import shutil
+    import tempfile
+
     freed = 0
     if not os.path.isdir(store._tmp):
         return 0

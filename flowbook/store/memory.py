@@ -50,6 +50,9 @@ class MemoryStore:
     def exists(self, key: str) -> bool:
         return check_key(key) in self._objects
 
+    def keep(self, key: str) -> bool:
+        return self.exists(key)
+
     def size(self, key: str) -> int:
         return len(self.get(key))
 

@@ -30,11 +30,17 @@ class _Short(reprlib.Repr):
 
     def repr_instance(self, x: Any, level: int) -> str:
         kind = type(x)
-        for base, method in ((dict, self.repr_dict), (list, self.repr_list), (set, self.repr_set), (tuple, self.repr_tuple)):
+        shorten: tuple[tuple[type, Any], ...] = (
+            (dict, self.repr_dict),
+            (list, self.repr_list),
+            (set, self.repr_set),
+            (tuple, self.repr_tuple),
+        )
+        for base, method in shorten:
             if isinstance(x, base) and not (base is tuple and hasattr(kind, "_fields")):
-                return f"{kind.__name__}({method(x, level)})"  # type: ignore[operator]
+                return f"{kind.__name__}({method(x, level)})"
         if isinstance(x, (bytes, bytearray)):
-            return f"{kind.__name__}({bytes(x[:60])!r}{'…' if len(x) > 60 else ''})" if kind is not bytes else self._bytes(x)
+            return f"{kind.__name__}({self._bytes(x)})"
         names = _field_names(x)
         if names is not None:
             if level <= 0:
@@ -62,8 +68,8 @@ class _Short(reprlib.Repr):
         shown = [self.repr1(part, level - 1) for part in islice(x, self.maxset)] if level > 0 else ["..."]
         return f"{{{', '.join(shown)}{', ...' if len(x) > self.maxset else ''}}}"
 
-    def _bytes(self, x: bytes) -> str:
-        return repr(x) if len(x) <= 60 else f"{x[:60]!r}…"
+    def _bytes(self, x: bytes | bytearray) -> str:
+        return f"{bytes(x[:60])!r}{'…' if len(x) > 60 else ''}"
 
     def repr_bytes(self, x: bytes, level: int) -> str:
         return self._bytes(x)

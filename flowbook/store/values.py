@@ -138,7 +138,7 @@ def _file_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=10_000)
 def _digest_of(path: str, *_state: int) -> str:
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -148,10 +148,8 @@ def _save_file(store: Store, path: Path, label: str) -> str:
         with path.open("rb") as file:
             address = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            if not store.exists(layout.blob(address)):
+            if not store.keep(layout.blob(address)):
                 store.create(layout.blob(address), _same_content(file, address, label))
-            else:
-                store.put_blob([file.read()]) if path.stat().st_size <= _CHUNK else None  # refreshes its age
     except OSError as error:
         raise NotPicklable(label, f"{type(error).__name__}: {error}") from error
     return address
@@ -197,7 +195,7 @@ def _walked(root: Path, real_root: Path, label: str) -> Iterator[tuple[Path, lis
 
 def _must_stay_inside(path: Path, real_root: Path, label: str) -> None:
     if path.is_symlink() and not path.resolve().is_relative_to(real_root):
-        raise NotPicklable(f"{label}/{path.name}", f"it is a link that leads out of the folder, to {os.readlink(path)!r}")
+        raise NotPicklable(f"{label}/{path.name}", f"it is a link that leads out of the folder, to {str(path.readlink())!r}")
 
 
 # ---- loading: functions that stand in pickles, see codec.py ----
@@ -231,7 +229,7 @@ def _open_directory(address: str, name: str) -> Directory:
             for relative, (blob, executable) in files.items():
                 _materialise(store, _checked(blob), building / relative, executable=bool(executable))
             target.parent.mkdir(exist_ok=True)
-            os.rename(building, target)
+            building.rename(target)
         except OSError as error:
             if not target.is_dir():  # else another task was faster, and made the same
                 raise ArtifactError(f"cannot write {target}: {error}") from error
@@ -265,7 +263,7 @@ def _materialise(store: Store, address: str, target: Path, *, executable: bool) 
         if source is None or executable or os.geteuid() == 0 or not _linked(source, temp):
             _copied(store, key, source, temp)
             temp.chmod(0o500 if executable else 0o400)
-        os.replace(temp, target)
+        temp.replace(target)
     except OSError as error:
         raise ArtifactError(f"cannot write {target}: {error}") from error
     finally:

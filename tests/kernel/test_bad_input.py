@@ -132,7 +132,9 @@ def test_a_failure_shows_the_users_own_traceback_with_cell_and_line(book: Notebo
 def test_resume_runs_only_what_is_missing(book: Notebook, tmp_path: Path) -> None:
     flag = tmp_path / "go"
     book.ok("%%flowstep start\nimport os\nxs = [1, 2, 3]\npid = os.getpid()")
-    book.ok(f'%%flowstep train --foreach "x in xs"\nimport os\npid = os.getpid()\nassert x != 2 or os.path.exists({str(flag)!r}), "not yet"')
+    book.ok(
+        f'%%flowstep train --foreach "x in xs"\nimport os\npid = os.getpid()\nassert x != 2 or os.path.exists({str(flag)!r}), "not yet"'
+    )
     book.ok("%%flowstep end --join train\npids = [t.pid for t in train]")
     assert "not yet" in book.fails("%flow run")
     before = book.value("[start.pid, train[0].pid, train[2].pid]")
@@ -196,7 +198,9 @@ def test_a_step_that_changes_an_input_by_a_call_is_never_silent(book: Notebook) 
 def test_a_capture_that_was_rebound_below_its_step_is_an_error_naming_both_cells(book: Notebook, tmp_path: Path) -> None:
     import json
 
-    cells = [{"id": i, "cell_type": "code", "source": "", "metadata": {}, "outputs": [], "execution_count": None} for i in ("c1", "c2", "c3")]
+    cells = [
+        {"id": i, "cell_type": "code", "source": "", "metadata": {}, "outputs": [], "execution_count": None} for i in ("c1", "c2", "c3")
+    ]
     (tmp_path / "book.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     book.ok("k = 1", "c1")
     book.ok("%%flowstep use\nx = k", "c2")

@@ -19,7 +19,9 @@ def test_the_seed_in_cells_fans_out_joins_and_picks_the_best(book: Notebook) -> 
     book.ok("import math\ndef score_of(lr):\n    return -abs(math.log10(lr) + 2)")
     book.ok("%%flowparams\nepochs: int = 3  # how long")
     book.ok("%%flowstep start\nlearning_rates = [0.001, 0.01, 0.1]")
-    book.ok('%%flowstep train --foreach "lr in learning_rates"\n#| --cpu 1 --memory 500MB\nscore = score_of(lr)\nlosses = [lr / (e + 1) for e in range(epochs)]')
+    book.ok(
+        '%%flowstep train --foreach "lr in learning_rates"\n#| --cpu 1 --memory 500MB\nscore = score_of(lr)\nlosses = [lr / (e + 1) for e in range(epochs)]'
+    )
     line = book.ok("%%flowstep pick_best --join train\nbest = max(train, key=lambda t: t.score)\nn = len(train)").stdout
     assert "joins train" in line and "saves best, n" in line
 
@@ -27,7 +29,9 @@ def test_the_seed_in_cells_fans_out_joins_and_picks_the_best(book: Notebook) -> 
 
     assert "3/3" in shown.text and "succeeded" in shown.text
     assert book.value("best.lr, best.score, n") == "(0.01, 0.0, 3)" or book.value("best.lr, n") == "(0.01, 3)"
-    assert book.value("train[1].losses, len(train), [t.lr for t in train]") == "([0.01, 0.005, 0.0033333333333333335], 3, [0.001, 0.01, 0.1])"
+    assert (
+        book.value("train[1].losses, len(train), [t.lr for t in train]") == "([0.01, 0.005, 0.0033333333333333335], 3, [0.001, 0.01, 0.1])"
+    )
     assert "learning_rates" in book.ok("%flow artifacts").text
 
 

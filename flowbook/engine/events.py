@@ -1,0 +1,109 @@
+"""The facts of a run's log as values: one function an event, named as the event is, in the past tense.
+
+An event is a plain dict, exactly as it stands in the log (docs/internals.md, "The log"). These functions are the only place
+that spells its fields; parts that hold their default are left out. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowbook.errors import StoreError
+from flowbook.spec.flow import task_name
+
+Json = Any
+Event = dict[str, Json]
+Index = tuple[int, ...]
+
+KINDS = ("run_started", "reused", "launched", "succeeded", "failed", "skipped", "stopped", "stop_requested", "run_ended")
+DIED = ("oom", "timeout", "killed", "exit")  # reasons with which a worker cannot commit by itself what --catch caught
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One step at one place of the fan-out. `part` is "plan" for the small task that evaluates --foreach and --when."""
+
+    step: str
+    index: Index = ()
+    part: str = "body"
+
+    def __str__(self) -> str:
+        """How people write it: ``train[2]``, ``the plan of train``."""
+        name = task_name(self.step, self.index)
+        return name if self.part == "body" else f"the plan of {name}"
+
+
+def task_of(event: Mapping[str, Json]) -> Task:
+    return Task(event["step"], tuple(event.get("index") or ()), event.get("part") or "body")
+
+
+def run_started(at: float) -> Event:
+    return {"e": "run_started", "at": at}
+
+
+def reused(task: Task, at: float, *, run: str, attempt: int = 0, missing: Iterable[str] = (), plans: Json = None) -> Event:
+    """`run` is where the COMMIT is; `attempt` the one that made it there."""
+    return _of(task, "reused", at, run=run, attempt=attempt or None, missing=list(missing), plans=plans)
+
+
+def launched(task: Task, at: float, attempt: int = 0, notes: Iterable[str] = ()) -> Event:
+    return {**_of(task, "launched", at, notes=list(notes)), "attempt": attempt}
+
+
+def succeeded(task: Task, at: float, attempt: int = 0, **facts: Json) -> Event:
+    """`facts`: missing, plans, caught, warnings, seconds, peak_mb."""
+    return {**_of(task, "succeeded", at, **facts), "attempt": attempt}
+
+
+def failed(task: Task, at: float, attempt: int = 0, *, error: Json) -> Event:
+    return {**_of(task, "failed", at), "attempt": attempt, "error": error}
+
+
+def skipped(task: Task, at: float, why: str) -> Event:
+    return _of(task, "skipped", at, why=why)
+
+
+def stopped(task: Task, at: float) -> Event:
+    return _of(task, "stopped", at)
+
+
+def stop_requested(at: float, step: str | None = None, index: Iterable[int] | None = None) -> Event:
+    return {"e": "stop_requested", "at": at, "step": step, "index": None if index is None else list(index)}
+
+
+def run_ended(at: float, state: str) -> Event:
+    return {"e": "run_ended", "at": at, "state": state}
+
+
+def pack(events: Iterable[Event]) -> bytes:
+    """The JSON array of some events, without a line break."""
+    return json.dumps(list(events), separators=(",", ":")).encode()  # ASCII only: half a surrogate in a user's text does no harm
+
+
+def batch(packed: bytes) -> bytes:
+    """The log object that holds packed events."""
+    return b'{"events":' + packed + b"}"
+
+
+def unbatch(data: bytes, key: str) -> list[Event]:
+    """The events of a log object. Raises StoreError, naming the key, for anything else."""
+    try:
+        found = json.loads(data)["events"]
+        if not isinstance(found, list) or not all(isinstance(event, dict) and isinstance(event.get("e"), str) for event in found):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(
+            f"{key} is damaged: it does not hold the events of a run. The results of the run are whole; start a new run."
+        ) from None
+    return found
+
+
+def _of(task: Task, kind: str, at: float, **facts: Json) -> Event:
+    event: Event = {"e": kind, "at": at, "step": task.step, "index": list(task.index)}
+    if task.part != "body":
+        event["part"] = task.part
+    event.update((name, value) for name, value in facts.items() if value not in (None, [], {}, False))
+    return event

@@ -1,0 +1,393 @@
+"""Attempts as processes on this machine: start one, watch it, tell how it ended.
+
+Knows nothing of runs, logs or stores: an order goes in by stdin, frames come out by a pipe, and how the process ended is an
+Exit. Whether the attempt succeeded is not said here; its COMMIT says that.
+
+A worker is the leader of a session and process group of its own. Whatever ends it, the whole group is gone before `run` returns.
+psutil is imported when a memory limit is first watched, never at start-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowbook.engine.admission import Capacity
+from flowbook.spec.flow import Resources
+
+Json = Any
+Frame = dict[str, Json]
+
+GRACE_S = 5.0  # between SIGTERM and SIGKILL
+WATCH_S = 0.3  # between two looks at the memory of a worker
+FRAME_LIMIT = 8_000_000  # bytes; a longer line is dropped
+CHUNK = 1 << 16
+DRAIN = 1000  # chunks read at most after the worker's end
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+WORKER = (sys.executable, "-P", "-m", "flowbook.worker")
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an attempt's process ended.
+
+    `reason`: "ended" (by itself, with `code`), "killed" (by a signal, whose name is `signal`), "oom" (over its memory limit),
+    "timeout", "lost" (it could not be started; `message` says why). `peak_mb` (10**6 bytes) is known where memory was watched.
+    """
+
+    reason: str
+    code: int | None = None
+    signal: str | None = None
+    peak_mb: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a launcher needs to know: `order` without "scratch" and "frames_fd", and where and with what to run it.
+
+    `env` is the whole environment; `step_env` are the values of --env, which win over everything. Output is appended to the
+    file `output`. `resources` are granted ones; `timeout_s` None: no limit.
+    """
+
+    order: Mapping[str, Json]
+    output: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    step_env: Mapping[str, str] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+    timeout_s: float | None = None
+
+
+class LocalLauncher:
+    """Runs attempts here. `devices` are the GPUs it may hand out, by the names CUDA_VISIBLE_DEVICES knows."""
+
+    def __init__(self, devices: Sequence[str] = (), worker: Sequence[str] = WORKER, grace_s: float = GRACE_S) -> None:
+        self.devices = list(devices)  # those that are free
+        self._worker, self._grace_s = tuple(worker), grace_s
+
+    async def run(self, attempt: Attempt, on_frame: Callable[[Frame], None] = lambda frame: None) -> Exit:
+        """Run one attempt to its end. Cancelling stops the process group (SIGTERM, then SIGKILL) and is then passed on.
+
+        `on_frame` is called with each well-formed frame, in order, all of them before this returns.
+        """
+        devices = [self.devices.pop(0) for _ in range(min(attempt.resources.gpu, len(self.devices)))]
+        scratch = ""
+        try:
+            scratch = tempfile.mkdtemp(prefix="flowbook-scratch-")
+            return await self._run(attempt, on_frame, scratch, devices)
+        except OSError as error:
+            return Exit("lost", message=_why_not_started(error, attempt))
+        finally:
+            self.devices += devices
+            if scratch:
+                await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, True))
+
+    async def _run(self, attempt: Attempt, on_frame: Callable[[Frame], None], scratch: str, devices: list[str]) -> Exit:
+        frames = _Frames(on_frame)
+        try:
+            process = self._start(attempt, frames.write_fd, scratch, devices)
+        except BaseException:
+            frames.close()
+            raise
+        frames.listen()
+        child = _Child(process)
+        meter = _Meter(process.pid, attempt.resources.memory_mb)
+        try:
+            reason = await _watch(child, meter, attempt.timeout_s)
+            if reason == "timeout":
+                await child.terminate(self._grace_s)
+        except asyncio.CancelledError:
+            await child.terminate(self._grace_s)
+            raise
+        finally:
+            child.kill()
+            try:
+                await child.ended()
+            finally:  # cancelled again: after SIGKILL the last wait is short
+                code = child.reap()
+                frames.close()
+        return _exit(reason, code, meter.peak_mb)
+
+    def _start(self, attempt: Attempt, frames_fd: int, scratch: str, devices: list[str]) -> subprocess.Popen[bytes]:
+        order = {**attempt.order, "scratch": scratch, "frames_fd": frames_fd}
+        with tempfile.TemporaryFile() as stdin:  # a file, not a pipe: an order of any size is read when the worker is ready for it
+            stdin.write(json.dumps(order).encode())
+            stdin.seek(0)
+            output = os.open(attempt.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                return subprocess.Popen(
+                    self._worker,
+                    stdin=stdin,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(frames_fd,),
+                    start_new_session=True,
+                    cwd=attempt.order.get("cwd") or None,
+                    env=environment(attempt, devices),
+                )
+            finally:
+                os.close(output)
+
+
+def environment(attempt: Attempt, devices: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of a worker: numeric libraries use as many threads as there are cores granted, unless the user said otherwise."""
+    threads = str(max(1, math.ceil(attempt.resources.cpu)))
+    env = {**dict.fromkeys(THREADS, threads), **attempt.env}
+    if devices:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return {**env, **attempt.step_env}
+
+
+def _why_not_started(error: OSError, attempt: Attempt) -> str:
+    cwd = attempt.order.get("cwd")
+    if cwd and not Path(cwd).is_dir():
+        return f"the worker was not started: its folder {cwd} is gone. Make it again, or restart the kernel in another folder"
+    return f"the worker was not started: {error}. Close some programs if memory or processes ran out, then run again"
+
+
+async def _watch(child: _Child, meter: _Meter, timeout_s: float | None) -> str:
+    """Until the process ends by itself, reaches its time or its memory limit: "ended", "timeout" or "oom"."""
+    ended = asyncio.ensure_future(child.ended())
+    over = asyncio.ensure_future(meter.over()) if meter.limit_mb is not None else None
+    try:
+        done, _ = await asyncio.wait({ended, over} if over else {ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for future in (ended, over):
+            if future is not None:
+                future.cancel()
+    return "timeout" if not done else "ended" if ended in done else "oom"
+
+
+def _exit(reason: str, code: int, peak_mb: float | None) -> Exit:
+    if reason != "ended":
+        return Exit(reason, code, peak_mb=peak_mb)
+    if code >= 0:
+        return Exit("ended", code, peak_mb=peak_mb)
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return Exit("killed", code, name, peak_mb)
+
+
+class _Child:
+    """A process that leads its group. It is reaped last, so that until then its number cannot belong to anybody else."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._pidfd: int | None = None
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+            self._loop.add_reader(self._pidfd, self._note_end)
+        except (AttributeError, OSError):  # not Linux, or a kernel before 5.3
+            threading.Thread(target=self._wait_in_thread, name=f"wait-{process.pid}", daemon=True).start()
+
+    def _wait_in_thread(self) -> None:
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        try:
+            self._loop.call_soon_threadsafe(self._ended.set)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    def _note_end(self) -> None:
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        self._ended.set()
+
+    async def ended(self) -> None:
+        await self._ended.wait()
+
+    async def terminate(self, grace_s: float) -> None:
+        """Ask the group to end and wait for its leader, at most the grace. Cancelling this ends the waiting."""
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)  # a stopped process would not hear it
+        try:
+            await asyncio.wait_for(self.ended(), grace_s)
+        except TimeoutError:
+            pass
+
+    def kill(self) -> None:
+        """The whole group, also what the leader left behind."""
+        self._signal(signal.SIGKILL)
+
+    def reap(self) -> int:
+        """The exit code; below 0 the signal. Waits for the end, so kill first."""
+        code = self._process.wait()
+        self._note_end()
+        return code
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # nothing of the group is left that could be reached (macOS says EPERM for a group of zombies)
+
+
+class _Meter:
+    """Resident memory of a process and its descendants, in MB of 10**6 bytes, watched against a limit."""
+
+    def __init__(self, pid: int, limit_mb: float | None) -> None:
+        self._pid, self.limit_mb = pid, limit_mb
+        self.peak_mb: float | None = None
+
+    async def over(self) -> None:
+        """Returns once the limit is exceeded."""
+        assert self.limit_mb is not None
+        while True:
+            now_mb = await asyncio.to_thread(_resident_mb, self._pid)
+            self.peak_mb = max(self.peak_mb or 0.0, now_mb)
+            if now_mb > self.limit_mb:
+                return
+            await asyncio.sleep(WATCH_S)
+
+
+def _resident_mb(pid: int) -> float:
+    import psutil
+
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        for member in [process, *process.children(recursive=True)]:
+            try:
+                total += member.memory_info().rss
+            except psutil.Error:
+                continue  # ended meanwhile
+    except psutil.Error:
+        pass
+    return total / 1e6
+
+
+class _Frames:
+    """The pipe of frames. Junk never harms: a line that is too long, not JSON or not a frame is left out."""
+
+    def __init__(self, on_frame: Callable[[Frame], None]) -> None:
+        self._on_frame = on_frame
+        self._read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._line = bytearray()
+        self._too_long = False
+
+    def listen(self) -> None:
+        """Once the worker holds the other end."""
+        os.close(self.write_fd)
+        self.write_fd = -1
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._read_fd, self._read)
+
+    def close(self) -> None:
+        """Take in what is left in the pipe. A process that escaped may still hold its end; it is not waited for."""
+        if self.write_fd >= 0:
+            os.close(self.write_fd)
+        elif self._loop is not None:
+            for _ in range(DRAIN):
+                if not self._read():
+                    break
+            self._feed(b"\n")
+        self._stop()
+        if self._read_fd >= 0:
+            os.close(self._read_fd)
+            self._read_fd = -1
+
+    def _stop(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._read_fd)
+            self._loop = None
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._read_fd, CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._stop()
+            return False
+        self._feed(data)
+        return True
+
+    def _feed(self, data: bytes) -> None:
+        *whole, rest = data.split(b"\n")
+        for part in whole:
+            if not self._too_long:
+                self._line += part
+                self._take(bytes(self._line))
+            self._line.clear()
+            self._too_long = False
+        if not self._too_long:
+            self._line += rest
+            if len(self._line) > FRAME_LIMIT:
+                self._line.clear()
+                self._too_long = True
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip() or len(line) > FRAME_LIMIT:
+            return
+        try:
+            frame = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(frame, dict) and isinstance(frame.get("f"), str):
+            self._on_frame(frame)
+
+
+# ---- the machine --------------------------------------------------------------------------------------------------------
+
+
+def machine_capacity(gpus: int = 0) -> Capacity:
+    """Cores and memory that this process may use, the limits of its container included."""
+    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    quota = _read_words("/sys/fs/cgroup/cpu.max")
+    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit() and int(quota[1]):
+        cores = min(cores, max(1.0, int(quota[0]) / int(quota[1])))
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    limit = _read_words("/sys/fs/cgroup/memory.max")
+    if limit and limit[0].isdigit():
+        memory_mb = min(memory_mb, int(limit[0]) / 1e6)
+    return Capacity(cores, memory_mb, gpus)
+
+
+def find_devices(environ: Mapping[str, str]) -> list[str]:
+    """The GPUs that may be handed out: FLOWBOOK_GPUS of them, those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists.
+
+    Takes up to 5 s where a driver hangs, so call it in a thread.
+    """
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    named = [] if visible is None else [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    wanted = environ.get("FLOWBOOK_GPUS", "")
+    if wanted.strip().isdigit():
+        return named[: int(wanted)] if visible is not None else [str(i) for i in range(int(wanted))]
+    if visible is not None:
+        return named
+    program = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    if program is None:
+        return []
+    try:
+        listed = subprocess.run([program, "-L"], capture_output=True, text=True, errors="replace", timeout=5, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+
+
+def _read_words(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split()
+    except OSError:
+        return []

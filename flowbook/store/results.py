@@ -1,0 +1,498 @@
+"""Reading what tasks made: COMMITs, the handles that --join binds, and the items of a fan-out.
+
+A handle reads nothing until it is asked, loads an artifact once, and gives the same object each time. It is a reference: an
+artifact that holds one stores where the task is, not what it made, and finds its store again through the reader in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+from flowbook.errors import ArtifactError, NotPicklable, StoreError, StoreMissing
+from flowbook.spec.flow import task_name
+from flowbook.store import codec, layout, preview
+from flowbook.store.base import Buffer, Store
+
+Json = Any
+ITEM_LIMIT = 100_000
+REPRS = 1_000  # at most so many items are shown by their repr
+ROWS = 20  # of a table drawn in a notebook
+
+
+def read_commit(store: Store, flow: str, run: str, step: str, index: layout.Index, part: str = "body") -> dict[str, Json] | None:
+    """The COMMIT of a task, None if there is none yet. Raises StoreError, naming the key, if it is not JSON."""
+    key = layout.commit(flow, run, step, index, part)
+    try:
+        data = json.loads(store.get(key))
+    except StoreMissing:
+        return None
+    except ValueError:
+        raise StoreError(f"{key} is damaged: it is not JSON. Run the step again (%flow run --fresh).") from None
+    if not isinstance(data, dict):
+        raise StoreError(f"{key} is damaged: it is not a JSON object. Run the step again (%flow run --fresh).")
+    return data
+
+
+# ---- readers ---------------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """A store seen from one process: where definitions of the notebook are taken from, and the COMMITs read so far.
+
+    A COMMIT never changes, so one that was read is kept; one that was not there is asked for again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        flow: str,
+        main: codec.Main = None,
+        resolve: codec.Resolve | None = None,
+        *,
+        keys: codec.Keys | None = None,
+        notes: list[str] | None = None,
+    ) -> None:
+        self.store, self.flow, self.main, self.resolve, self.keys, self.notes = store, flow, main, resolve, keys, notes
+        self._commits: dict[tuple[Any, ...], dict[str, Json]] = {}
+
+    def commit(self, run: str, step: str, index: layout.Index, part: str = "body", *, flow: str | None = None) -> dict[str, Json] | None:
+        place = (flow or self.flow, run, step, index, part)
+        if place not in self._commits:
+            found = read_commit(self.store, *place)
+            if found is None:
+                return None
+            self._commits[place] = found
+        return self._commits[place]
+
+    def load(self, entry: Mapping[str, Json], name: str = "value") -> Any:
+        return codec.load(self.store, entry, name=name, main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes)
+
+
+_reader: Reader | None = None  # one for the whole process: threads of a step body see it too
+
+
+def set_reader(reader: Reader | None) -> Reader | None:
+    """Let handles that are loaded from now on read through `reader`; gives the one before."""
+    global _reader
+    before, _reader = _reader, reader
+    return before
+
+
+@contextlib.contextmanager
+def use(store: Store, main: codec.Main = None, *, flow: str = "", resolve: codec.Resolve | None = None) -> Iterator[Reader]:
+    """`set_reader` for the time of a with block."""
+    reader = Reader(store, flow, main, resolve)
+    before = set_reader(reader)
+    try:
+        yield reader
+    finally:
+        set_reader(before)
+
+
+# ---- one task --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskError:
+    """Why a task failed: ERROR of docs/internals.md as a value."""
+
+    reason: str = "error"
+    type: str = ""
+    message: str = ""
+    cell: str = ""
+    line: int | None = None
+    source_line: str = ""
+    traceback: str = ""
+    item: str = ""
+    output_tail: str = field(default="", repr=False)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Json]) -> TaskError:
+        return cls(**{name: value for name, value in data.items() if name in cls.__dataclass_fields__ and value is not None})
+
+    def __str__(self) -> str:
+        what = ": ".join(part for part in (self.type or self.reason, self.message) if part)
+        where = ", ".join(part for part in (self.cell, f"line {self.line}" if self.line else "") if part)
+        return f"{what} ({where})" if where else what
+
+
+class NoArtifact(ArtifactError, AttributeError):
+    """The task made no artifact of that name. It is an AttributeError too, so that hasattr and getattr work."""
+
+
+class TaskResult:
+    """One task of a step that --join bound: ``t.score`` loads the artifact, once.
+
+    An artifact named like one of the attributes here (ok, error, state, index, step, run) is reached as ``t["ok"]``.
+    """
+
+    def __init__(
+        self,
+        reader: Reader | None,
+        run: str,
+        step: str,
+        index: layout.Index,
+        *,
+        flow: str | None = None,
+        state: str = "succeeded",
+        error: Mapping[str, Json] | None = None,
+    ) -> None:
+        flow = flow if flow is not None else reader.flow if reader else ""
+        vars(self).update(_reader=reader, _place=(flow, run, step, tuple(index)), _state=state, _error=error, _values={})
+
+    # ---- what is known without loading ----
+
+    @property
+    def run(self) -> str:
+        return str(self._place[1])
+
+    @property
+    def step(self) -> str:
+        return str(self._place[2])
+
+    @property
+    def index(self) -> layout.Index:
+        return tuple(self._place[3])
+
+    @property
+    def state(self) -> str:
+        """``succeeded`` (also if --catch caught its error), ``failed``, ``skipped`` or ``stopped``."""
+        return str(self._state)
+
+    @property
+    def ok(self) -> bool:
+        return self.state == "succeeded"
+
+    @property
+    def error(self) -> TaskError | None:
+        """Why it failed; for a task whose error was caught, that error; else None."""
+        if self._error is not None:
+            return TaskError.from_json(self._error)
+        caught = self._commit().get("caught") if self.ok else None
+        return TaskError.from_json(caught) if caught else None
+
+    # ---- artifacts ----
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # never an artifact; asked by copy, pickle and every notebook frontend
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self[name]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            self._values[name] = self._find_reader().load(self._entry(name), f"{self}.{name}")
+        return self._values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{self} is a finished task; {name!r} cannot be set on it")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{self} is a finished task; {name!r} cannot be deleted from it")
+
+    def __dir__(self) -> list[str]:
+        names = self._commit(needed=False).get("artifacts", {})
+        return sorted({*names, *(name for name in dir(type(self)) if not name.startswith("_") or name.startswith("__"))})
+
+    def _entry(self, name: str) -> Mapping[str, Json]:
+        if not self.ok:
+            why = f": {self.error}" if self._error is not None else ""
+            verb = {"failed": "", "skipped": "was ", "stopped": "was "}.get(self.state, "is ")  # the kernel's handles may be waiting
+            raise NoArtifact(f"{self} {verb}{self.state}{why}; it has no {name!r}")
+        commit = self._commit()
+        found: Mapping[str, Json] | None = commit.get("artifacts", {}).get(name)
+        if found is None:
+            raise NoArtifact(self._absent(name, commit))
+        return found
+
+    def _absent(self, name: str, commit: Mapping[str, Json]) -> str:
+        if name in commit.get("unsaved", {}):
+            return f"{self} did not save {name!r}: {commit['unsaved'][name]}"
+        import difflib  # slow to import, and only for a mistake
+
+        names = sorted(commit.get("artifacts", {}))
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        caught = f" Its error was caught: {self.error}." if commit.get("caught") else ""
+        return f"{self} made no {name!r}. It made: {', '.join(names) or 'nothing'}.{caught}{hint}"
+
+    def _find_reader(self) -> Reader:
+        found = self._reader if self._reader is not None else _reader
+        if found is None:
+            raise ArtifactError(f"{self} was loaded outside a flow; flowbook.store.results.use(store) tells where to read it")
+        return found
+
+    def _commit(self, *, needed: bool = True) -> Mapping[str, Json]:
+        flow, run, step, index = self._place
+        found = self._find_reader().commit(run, step, index, flow=flow) if self.ok else None
+        if found is None and self.ok and needed:
+            raise NoArtifact(f"{self} of run {run} has no result in the store; it may have been removed")
+        return found or {}
+
+    def _scalars(self) -> dict[str, Any]:
+        artifacts = self._commit(needed=False).get("artifacts", {})
+        return {name: entry["json"] for name, entry in artifacts.items() if entry.get("kind") == "json"}
+
+    # ---- identity ----
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _task, (self._place, None if self.ok else (self._state, self._error))
+
+    def __eq__(self, other: object) -> bool:
+        return self._place == other._place if isinstance(other, TaskResult) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._place)
+
+    def __str__(self) -> str:
+        return task_name(self.step, self.index)
+
+    def __repr__(self) -> str:
+        try:
+            commit, scalars = self._commit(needed=False), self._scalars()
+        except (ArtifactError, StoreError):
+            commit, scalars = {}, {}
+        words = [str(self)]
+        if commit.get("item"):
+            words.append(f"item {commit['item']}")
+        words.append(f"{self.state}: {self.error}" if self._error is not None else self.state)
+        words += [f"{name}={preview.text(value, 40)}" for name, value in list(scalars.items())[:8]]
+        return f"<{', '.join(words)}>"
+
+
+def loaded(task: TaskResult) -> dict[str, tuple[Mapping[str, Json], Any]]:
+    """name → (entry, value) of the artifacts that were read through this handle so far."""
+    return {name: (task._entry(name), value) for name, value in task._values.items()}
+
+
+def _task(place: tuple[Any, ...], failure: tuple[str, Json] | None) -> TaskResult:
+    flow, run, step, index = place
+    state, error = failure or ("succeeded", None)
+    return TaskResult(_reader, run, step, index, flow=flow, state=state, error=error)
+
+
+# ---- the tasks of a foreach step -------------------------------------------------------------------------------------
+
+
+class _Joined(Sequence[TaskResult]):
+    """The tasks that a part "joins" of ORDER tells of, each made when it is asked for, and once."""
+
+    def __init__(self, reader: Reader | None, flow: str, step: str, join: Mapping[str, Json]) -> None:
+        self.reader, self.flow, self.step, self.join = reader, flow, step, join
+        self._made: dict[int, TaskResult] = {}
+
+    def __len__(self) -> int:
+        return int(self.join["count"])
+
+    def __getitem__(self, i: Any) -> Any:
+        if i not in self._made:
+            self._made[i] = _joined_task(self.reader, self.flow, self.step, self.join, (*self.join["index"], i), str(i))
+        return self._made[i]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _joined, (self.flow, self.step, dict(self.join))
+
+
+def _joined(flow: str, step: str, join: Mapping[str, Json]) -> _Joined:
+    return _Joined(_reader, flow, step, join)
+
+
+def _joined_task(reader: Reader | None, flow: str, step: str, join: Mapping[str, Json], index: layout.Index, last: str) -> TaskResult:
+    run = join.get("runs", {}).get(last, join["run"])
+    failure = join.get("exceptions", {}).get(last) or {"state": "succeeded"}
+    return TaskResult(reader, run, step, index, flow=flow, state=failure.get("state", "failed"), error=failure.get("error"))
+
+
+class TaskResults(Sequence[TaskResult]):
+    """The tasks of a foreach step in the order of its items. Nothing is read for a task that is not asked for.
+
+    `names` are those that the step's --foreach binds; they come first in a table.
+    """
+
+    def __init__(self, tasks: Sequence[TaskResult], names: Sequence[str] = (), step: str = "") -> None:
+        self._tasks, self._names = tasks, tuple(names)
+        self._step = step or (tasks[0].step if tasks else "tasks")
+
+    @classmethod
+    def from_join(
+        cls, reader: Reader | None, step: str, join: Mapping[str, Json], names: Sequence[str] = (), *, flow: str | None = None
+    ) -> TaskResults | TaskResult:
+        """What --join binds: the sequence, or, where "count" is null, the one task. `join` is a part "joins" of ORDER."""
+        flow = flow if flow is not None else reader.flow if reader else ""
+        if join["count"] is None:
+            index = tuple(join["index"])
+            return _joined_task(reader, flow, step, join, index, str(index[-1]) if index else "0")
+        return cls(_Joined(reader, flow, step, join), names, step)
+
+    @overload
+    def __getitem__(self, where: int) -> TaskResult: ...
+    @overload
+    def __getitem__(self, where: slice) -> list[TaskResult]: ...
+    def __getitem__(self, where: int | slice) -> TaskResult | list[TaskResult]:
+        count = len(self._tasks)
+        if isinstance(where, slice):
+            return [self._tasks[i] for i in range(*where.indices(count))]
+        try:
+            i = where.__index__()
+        except AttributeError:
+            raise TypeError(f"{self._step} is a sequence of tasks: {self._step}[0], not {self._step}[{where!r}]") from None
+        if not -count <= i < count:
+            raise IndexError(f"{self._step} has {count} tasks; there is no {self._step}[{i}]")
+        return self._tasks[i % count]
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[TaskResult]:
+        return (self._tasks[i] for i in range(len(self._tasks)))
+
+    @property
+    def ok(self) -> list[TaskResult]:
+        """The tasks that succeeded. Reads nothing."""
+        return [task for task in self if task.ok]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        step = self._step
+        raise AttributeError(f"{step} is a sequence of {len(self)} tasks: [t.{name} for t in {step}], or {step}.table() for all scalars")
+
+    def table(self) -> Any:
+        """A pandas DataFrame, a row a task: the item's names, every scalar artifact, the state, the seconds it ran.
+
+        Reads COMMITs only. Raises ArtifactError if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise ArtifactError(
+                f"{self._step}.table() needs pandas, which is not installed here: %pip install pandas. "
+                f"Without it: [(t.index, t.state) for t in {self._step}]"
+            ) from None
+        rows = [self._row(task) for task in self]
+        return pandas.DataFrame(rows, columns=self._columns(rows))
+
+    def _row(self, task: TaskResult) -> dict[str, Any]:
+        commit = task._commit(needed=False)
+        items = {name: entry.get("repr") for name, entry in commit.get("artifacts", {}).items() if name in self._names}
+        seconds = commit.get("seconds", {}).get("running")
+        return {**items, **task._scalars(), "state": task.state, "seconds": seconds}
+
+    def _columns(self, rows: list[dict[str, Any]]) -> list[str]:
+        found = dict.fromkeys(name for row in rows for name in row)
+        inner = [name for name in found if name not in (*self._names, "state", "seconds")]
+        return [*(name for name in self._names if name in found), *inner, "state", "seconds"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TaskResults, (self._tasks, self._names, self._step)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, TaskResults) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self._step, *self))
+
+    def __repr__(self) -> str:
+        states = [task.state for task in self if not task.ok]
+        told = "".join(f", {states.count(state)} {state}" for state in dict.fromkeys(states))
+        return f"<{self._step}: {len(self)} tasks{told}>"
+
+    def _repr_html_(self) -> str:
+        told = f"<p>{html.escape(repr(self))}</p>"
+        try:
+            rows = [self._row(task) for task in self[:ROWS]]
+        except (ArtifactError, StoreError):
+            return told
+        columns = self._columns(rows)
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+        body = "".join(_html_row(i, row, columns) for i, row in enumerate(rows))
+        more = f"<p>{len(self) - ROWS:,} more; {html.escape(self._step)}.table() has all</p>" if len(self) > ROWS else ""
+        return f"{told}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _html_row(i: int, row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    return f"<tr><th>{i}</th>{''.join(f'<td>{html.escape(_shown(row.get(name)))}</td>' for name in columns)}</tr>"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value[:60] if isinstance(value, str) else preview.text(value, 60)
+
+
+# ---- the items of a fan-out ------------------------------------------------------------------------------------------
+
+
+def write_items(
+    store: Store,
+    values: Iterable[Any],
+    *,
+    name: str = "the items",
+    main: codec.Main = None,
+    keys: codec.Keys | None = None,
+    limit: int = ITEM_LIMIT,
+) -> dict[str, Json]:
+    """Save the items of a fan-out as one blob: the count, items and reprs of a PLAN; "blobs" if items have further ones.
+
+    Raises NotPicklable ("item 3 of rates"), ArtifactError for more than `limit` items, and whatever iterating raises.
+    """
+    lasting = isinstance(values, (list, tuple, range, str, dict, set, frozenset))
+    parts: list[Buffer] = []
+    offsets: list[int] = []
+    reprs: list[str] = []
+    blobs: set[str] = set()
+    end = 0
+    for i, value in enumerate(values):
+        if i >= limit:
+            raise ArtifactError(f"{name} has more than {limit:,} items, the limit of a fan-out; give each task a part of them")
+        try:
+            encoded = codec.encode(value, name=f"item {i} of {name}", main=main, keys=keys, store=store, previews=False)
+        except RecursionError as error:
+            raise NotPicklable(f"item {i} of {name}", str(error)) from error
+        offsets.append(end)
+        # What an iterator gave may be filled anew for the next item, so its memory is copied now.
+        pieces = encoded.parts if lasting else [part if isinstance(part, bytes) else bytes(part) for part in encoded.parts]
+        gap = -encoded.nbytes % codec.ALIGN
+        parts += [*pieces, bytes(gap)]
+        end += encoded.nbytes + gap
+        blobs |= encoded.blobs
+        if i < REPRS:
+            reprs.append(preview.text(value, 60))
+    head = struct.pack("<Q", len(offsets))
+    start = codec.aligned(8 * (len(offsets) + 2))
+    head += struct.pack(f"<{len(offsets) + 1}Q", *(start + offset for offset in (*offsets, end)))
+    plan: dict[str, Json] = {"count": len(offsets), "items": store.put_blob([head.ljust(start, b"\0"), *parts]), "reprs": reprs}
+    return plan | ({"blobs": sorted(blobs)} if blobs else {})
+
+
+def read_item(
+    store: Store,
+    blob: str,
+    i: int,
+    *,
+    name: str | None = None,
+    main: codec.Main = None,
+    resolve: codec.Resolve | None = None,
+    keys: codec.Keys | None = None,
+    notes: list[str] | None = None,
+) -> Any:
+    """Item `i` of a fan-out; reads its two offsets and itself. Raises ArtifactError for damaged data, IndexError for i < 0."""
+    name = name or f"item {i}"
+    if i < 0:
+        raise IndexError(f"no item {i}")
+    key = layout.blob(blob)
+    where = store.get_range(key, 8 + 8 * i, 24 + 8 * i)
+    first, last = struct.unpack("<2Q", where) if len(where) == 16 else (0, 0)
+    size = store.size(key)
+    if not 8 + 8 * (i + 2) <= first < last <= size:
+        raise ArtifactError(f"the stored items have no item {i}, or are damaged. Run the step that made them again (%flow run --fresh).")
+    mapped = store.local_path(key) is not None
+    data: Buffer = store.open(key)[first:last] if mapped else bytearray(store.get_range(key, first, last))
+    return codec.decode(data, name=name, main=main, resolve=resolve, keys=keys, notes=notes, store=store)

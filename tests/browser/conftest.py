@@ -1,0 +1,58 @@
+"""Fixtures of the browser tests. Without a Chromium they skip; with FLOWBOOK_BROWSER_TESTS=required they fail then.
+
+Pictures go to $FLOWBOOK_SCREENSHOTS, else to a folder that pytest keeps for the last three runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.browser.lab import ARGUMENTS, CHROMIUM, Lab, Server
+from tests.conftest import end_processes_of
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    if CHROMIUM:
+        return CHROMIUM
+    message = "no Chromium here (apt-get install chromium); the browser tests did not run"
+    if os.environ.get("FLOWBOOK_BROWSER_TESTS") == "required":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    named = os.environ.get("FLOWBOOK_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("lab"))
+    yield started
+    started.close()
+    end_processes_of(started.store)  # engines whose run a test left open
+
+
+@pytest.fixture
+def lab(server: Server, browser: object, pictures: Path) -> Iterator[Lab]:
+    page = Lab(server, browser, pictures)  # type: ignore[arg-type]
+    yield page
+    page.close()
