@@ -55,8 +55,14 @@ READS = [
     ("with open(p) as f:\n    y = f.read()\nprint(y)", {"p": True}),
     ("with lock:\n    y = 1\nprint(y)", {"lock": True, "y": False}),
     ("with suppress(E):\n    raise E\nprint(y)", {"suppress": True, "E": True, "y": True}),
-    ("match v:\n    case [a, *b]:\n        r = a\n    case {'k': k, **rest}:\n        r = k\n    case _:\n        r = 0\nprint(r)", {"v": True}),
-    ("match v:\n    case Point(x=px) if px > limit:\n        r = 1\nprint(r, px)", {"v": True, "Point": True, "limit": True, "r": False, "px": False}),
+    (
+        "match v:\n    case [a, *b]:\n        r = a\n    case {'k': k, **rest}:\n        r = k\n    case _:\n        r = 0\nprint(r)",
+        {"v": True},
+    ),
+    (
+        "match v:\n    case Point(x=px) if px > limit:\n        r = 1\nprint(r, px)",
+        {"v": True, "Point": True, "limit": True, "r": False, "px": False},
+    ),
     ("match v:\n    case config.A:\n        pass", {"v": True, "config": True}),
     ("a = (y := 1) and y\nprint(y)", {}),
     ("a = c and (y := 1)\nprint(y)", {"c": True, "y": False}),
@@ -83,10 +89,14 @@ READS = [
     ("def f():\n    x: Missing = 1\n    return x", {}),
     ("def f():\n    import os\n    return os.path", {}),
     ("h = lambda u, v=dv: u + w", {"dv": True, "w": True}),
-    ("class A(Base, metaclass=M):\n    k = start\n    l = k\n    def m(self):\n        return k", {"Base": True, "M": True, "start": True, "k": True}),
+    (
+        "class A(Base, metaclass=M):\n    k = start\n    l = k\n    def m(self):\n        return k",
+        {"Base": True, "M": True, "start": True, "k": True},
+    ),
     ("class A:\n    x = x", {"x": True}),
     ("class A:\n    n = 3\n    ns = [n for i in range(n)]", {"n": True}),
-    ("class A:\n    def m(self):\n        return super().m(), __class__, A", {}),
+    ("class A:\n    def m(self):\n        return super().m(), __class__, A", {"A": False}),  # the class body might call m
+    ("def f(n):\n    return n * f(n - 1)", {}),
     ("class A:\n    name = __qualname__", {}),
     ("class A:\n    global z\n    z = 1\nprint(z)", {}),
     ("del x", {"x": True}),
@@ -461,14 +471,29 @@ def statements(depth: int, loop: bool) -> st.SearchStrategy[str]:
         st.builds("for {} in take({}):\n{}".format, name, e, looped),
         st.builds("for {} in [1, 2]:\n{}\nelse:\n{}".format, name, looped, inner),
         st.builds("while once():\n{}\nelse:\n{}".format, looped, inner),
-        st.builds("while True:\n{}\n    break".format, looped),
+        st.builds("while True:\n    tick()\n{}\n    break".format, looped),
         st.builds("try:\n{}\nexcept Oops as {}:\n{}".format, inner, name, inner),
         st.builds("try:\n{}\nexcept Oops:\n{}\nelse:\n{}\nfinally:\n{}".format, inner, inner, inner, inner),
         st.builds("try:\n{}\nfinally:\n{}".format, inner, inner),
-        st.builds("try:\n{}\nexcept* Oops as {}:\n{}".format, outside, name, outside).filter(lambda s: "break" not in s and "continue" not in s),
+        st.builds("try:\n{}\nexcept* Oops as {}:\n{}".format, outside, name, outside).filter(
+            lambda s: "break" not in s and "continue" not in s
+        ),
         st.builds("with swallow() as {}:\n{}".format, name, inner),
-        st.builds("match {}:\n    case [{}, 2]:\n{}\n    case 0 | []:\n{}".format, e, name, inner.map(lambda s: indent([s])), inner.map(lambda s: indent([s]))),
-        st.builds("match {}:\n    case {} if {}:\n{}\n    case _:\n{}".format, e, name, e, inner.map(lambda s: indent([s])), inner.map(lambda s: indent([s]))),
+        st.builds(
+            "match {}:\n    case [{}, 2]:\n{}\n    case 0 | []:\n{}".format,
+            e,
+            name,
+            inner.map(lambda s: indent([s])),
+            inner.map(lambda s: indent([s])),
+        ),
+        st.builds(
+            "match {}:\n    case {} if {}:\n{}\n    case _:\n{}".format,
+            e,
+            name,
+            e,
+            inner.map(lambda s: indent([s])),
+            inner.map(lambda s: indent([s])),
+        ),
         st.builds("class {}:\n{}".format, name, outside),
         st.builds("def {0}(a={1}):\n    if 0: yield\n{2}\nlist({0}())".format, name, e, outside).filter(lambda s: True),
         st.builds("def f():\n    global {0}\n    {0} = {1}\nrun(f())".format, name, e),
@@ -483,6 +508,10 @@ programs = st.lists(statements(2, False), min_size=1, max_size=5).map("\n".join)
 
 class Oops(Exception):
     pass
+
+
+class Enough(BaseException):
+    """A program runs for ever."""
 
 
 class Swallow:
@@ -537,8 +566,15 @@ class Space(dict[str, Any]):
 def run(source: str, provided: dict[str, Any]) -> tuple[Space, bool]:
     """Runs a program; returns its namespace and whether it ended normally."""
     calls = iter([True, True, False])
+    ticks = iter(range(50))
+
+    def tick() -> None:
+        if next(ticks, None) is None:
+            raise Enough
+
     helpers = {
         "Oops": Oops,
+        "tick": tick,
         "run": lambda value: value,
         "take": lambda value: list(value)[:2] if isinstance(value, list | Upstream) else [],
         "once": lambda: next(calls, False),
@@ -549,7 +585,7 @@ def run(source: str, provided: dict[str, Any]) -> tuple[Space, bool]:
     space = Space(provided, helpers)
     try:
         exec(compile(source, "<program>", "exec", dont_inherit=True), space, space)
-    except Exception:
+    except (Exception, Enough):
         return space, False
     return space, True
 
@@ -560,7 +596,7 @@ def test_python_never_reads_or_binds_what_the_analysis_did_not_see(source: str, 
     body = read_body(source)
     if body.refusals:
         return
-    helpers = {"Oops", "run", "take", "once", "swallow"}
+    helpers = {"Oops", "run", "take", "once", "swallow", "tick"}
     everything: dict[str, Any] = {n: Upstream() for n in NAMES}
     space, _ = run(source, everything)
 

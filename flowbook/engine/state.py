@@ -40,6 +40,7 @@ TRANSITIONS: dict[str, dict[str, str]] = {
     "stopped": {},
 }
 ENDED = frozenset(state for state, ways in TRANSITIONS.items() if not ways)
+ITEM_LIMIT = 100_000  # of one fan-out
 TRACEBACKS = 100  # a join over many failures is told the tracebacks of so many
 
 
@@ -661,8 +662,11 @@ class RunState:
         plan.reused = by.origin is not None
         if error is None and found.get("when") is False:
             return self._decide(plan, "skip", f"--when {plan.step.options.when} was false")
-        if error is None and plan.step.options.foreach is not None and (type(count) is not int or count < 0):
-            error = {"reason": "error", "message": f"the --foreach of {plan.step.name} gave no count of items"}
+        if error is None and plan.step.options.foreach is not None and not (type(count) is int and 0 <= count <= ITEM_LIMIT):
+            error = {
+                "reason": "error",
+                "message": f"the --foreach of {plan.step.name} gave {count} items; 0 to {ITEM_LIMIT:,} are possible",
+            }
         if error is not None:
             return self._plan_failed(by, plan, error, at)
         plan.count, plan.items, plan.reprs = count or 0, found.get("items"), tuple(found.get("reprs", ()))

@@ -75,6 +75,7 @@ def source_key(value: Any) -> str | None:
 def capture(
     wanted: Iterable[str],
     namespace: dict[str, Any],
+    mine: Mapping[str, Any],
     store: Store,
     *,
     skip: Callable[[str], bool],
@@ -85,6 +86,7 @@ def capture(
 ) -> Captured:
     """Write the values of `wanted`, and of all that they use in turn, to the store.
 
+    `namespace` is the kernel's own dict, by which its functions are known; values in `mine` stand in front of it.
     `skip(name)`: made by the flow itself, a parameter, or bound by %%flowsetup: never captured. `label(filename)`: the cell a
     code file is; `readers(name)`: who reads it, for messages. Raises CaptureError for a secret or a value that cannot be
     pickled; a name that does not exist is left out (the caller has checked what is required).
@@ -100,9 +102,9 @@ def capture(
 
     while queue:
         name = queue.pop()
-        if name in result.names or name not in namespace or skip(name):
+        if name in result.names or (name not in namespace and name not in mine) or skip(name):
             continue
-        value = namespace[name]
+        value = mine[name] if name in mine else namespace[name]
         if isinstance(value, types.ModuleType):
             roots.add(value.__name__.partition(".")[0])
             result.names[name] = {

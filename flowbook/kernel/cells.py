@@ -11,6 +11,7 @@ import json
 import os
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -198,8 +199,12 @@ def functions_of(value: Any, namespace: dict[str, Any]) -> list[types.FunctionTy
     return found
 
 
-def names_behind(names: set[str], namespace: dict[str, Any]) -> set[str]:
-    """`names`, and all global names that the notebook's functions among them may use in turn."""
+def names_behind(names: set[str], namespace: dict[str, Any], mine: Mapping[str, Any] | None = None) -> set[str]:
+    """`names`, and all global names that the notebook's functions among them may use in turn.
+
+    `namespace` is the kernel's own dict, by which its functions are known; values in `mine` stand in front of it.
+    """
+    mine = mine or {}
     seen: set[str] = set()
     queue = list(names)
     while queue:
@@ -207,7 +212,7 @@ def names_behind(names: set[str], namespace: dict[str, Any]) -> set[str]:
         if name in seen:
             continue
         seen.add(name)
-        value = namespace.get(name)
+        value = mine.get(name, namespace.get(name))
         if value is None or isinstance(value, (int, float, str, bytes, types.ModuleType)):
             continue
         for function in functions_of(value, namespace):

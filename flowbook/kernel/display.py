@@ -370,7 +370,7 @@ class Painter:
 
     def __init__(self, session: Session, run: Run) -> None:
         self._session, self._run = session, run
-        self._parent = session.shell.display_pub.parent_header if hasattr(session.shell.display_pub, "parent_header") else None
+        self._parent = getattr(session.shell.display_pub, "parent_header", None)
         self._status_id, self._outputs_id = uuid.uuid4().hex, uuid.uuid4().hex
         self._painted: tuple[int, bool] = (-1, False)
         self._last_outputs = ""
@@ -419,13 +419,8 @@ class Painter:
                 self._send(self._outputs_id, below, below_text)
 
     def _send(self, display_id: str, page: str, text: str, update: bool = True) -> None:
-        kernel = self._session.shell.kernel
+        publisher = self._session.shell.display_pub
         content = {"data": {"text/html": page, "text/plain": text}, "metadata": {}, "transient": {"display_id": display_id}}
         # Sent with the header of the cell that started the run, so that it appears there whatever cell runs now.
-        kernel.session.send(
-            kernel.iopub_socket,
-            "update_display_data" if update else "display_data",
-            content,
-            parent=self._parent,
-            ident=kernel.topic("display_data"),
-        )
+        kind = "update_display_data" if update else "display_data"
+        publisher.session.send(publisher.pub_socket, kind, content, parent=self._parent, ident=publisher.topic)

@@ -350,9 +350,8 @@ class Session:
         return graph.link(cells, plain=_Origins(plain, self.cells), params=set(flow.params), modules=definitions, setup_names=setup_names)
 
     def _graph_cell(self, step: StepCell, plain: Mapping[str, str], made: set[str]) -> graph.Cell:
-        space = {**self.shell.user_ns, **self.names.mine}
         foreach = step.options.foreach
-        body = self._with_function_reads(step.body, plain, made, space)
+        body = self._with_function_reads(step.body, plain, made)
         return graph.Cell(
             name=step.name,
             source=step.source,
@@ -360,18 +359,17 @@ class Session:
             label=step.ran.label,
             options=step.options,
             body=body,
-            foreach_body=self._expression(foreach.expr, step, plain, made, space) if foreach else None,
-            when_body=self._expression(step.options.when, step, plain, made, space) if step.options.when else None,
+            foreach_body=self._expression(foreach.expr, step, plain, made) if foreach else None,
+            when_body=self._expression(step.options.when, step, plain, made) if step.options.when else None,
         )
 
-    def _expression(self, expr: str, step: StepCell, plain: Mapping[str, str], made: set[str], space: dict[str, Any]) -> Body:
-        return self._with_function_reads(read_body(expr, label=step.ran.label, expression=True), plain, made, space)
+    def _expression(self, expr: str, step: StepCell, plain: Mapping[str, str], made: set[str]) -> Body:
+        return self._with_function_reads(read_body(expr, label=step.ran.label, expression=True), plain, made)
 
-    @staticmethod
-    def _with_function_reads(body: Body, plain: Mapping[str, str], made: set[str], space: dict[str, Any]) -> Body:
+    def _with_function_reads(self, body: Body, plain: Mapping[str, str], made: set[str]) -> Body:
         """A captured function that uses a name the flow makes reads it for the step that calls the function."""
         used = {n for n in body.reads if n in plain and n not in made}
-        extra = (names_behind(used, space) - used) & made - set(body.reads)
+        extra = (names_behind(used, self.shell.user_ns, self.names.mine) - used) & made - set(body.reads)
         return dataclasses.replace(body, reads={**body.reads, **dict.fromkeys(extra, False)}) if extra else body
 
     def checked(self, flow: FlowDef) -> graph.Linked:
@@ -471,13 +469,13 @@ class Session:
             wanted = graph_ancestors(steps, target)
             steps = [prune_hosted(s, wanted) for s in steps if s.name in wanted]
         values = self._parameters(flow, params or {})
-        space = {**self.shell.user_ns, **self.names.mine}
         setup_made = {n for s in flow.setups for n in (*s.body.makes, *s.body.others)}
         setup_reads = {n for s in flow.setups for n in s.body.reads if n in self.plain() and n not in setup_made}
         bound = self.names.bound(flow)
         captured = capture.capture(
             {n for s in steps for n in s.captures} | setup_reads,
-            space,
+            self.shell.user_ns,
+            self.names.mine,
             self.store,
             skip=lambda n: (n in bound and n not in self.names.mine) or n in flow.params or n in setup_made or self._hidden(n),
             origin=self.cells.origin,
@@ -505,7 +503,7 @@ class Session:
             flow=flow.name,
             run="",
             steps=tuple(steps),
-            params={n: codec.entry(self.store, n, v, main=space, keys=None) for n, v in values.items()},
+            params={n: codec.entry(self.store, n, v, main=self.shell.user_ns) for n, v in values.items()},
             captures=captured.names,
             sources=sources,
             modules=captured.modules,
@@ -692,7 +690,7 @@ class Session:
 
     def _from_run(self, run: Run, qualname: str) -> Any:
         root, *rest = qualname.split(".")
-        key = (run.id, root)
+        key = f"{run.id} {root}"
         if key not in self.reader_resolve:
             entry = run.spec.captures[root]["entry"] if root in run.spec.captures else self._definition_of_step(run, root)
             if entry is None:

@@ -66,9 +66,7 @@ class Body:
 
     reads: dict[str, bool] = field(default_factory=dict)  # name → required: no path binds it here before the use
     builtin_reads: frozenset[str] = frozenset()
-    immediate: frozenset[str] = (
-        frozenset()
-    )  # read while the cell runs, builtins included; lambdas count when they are an argument of a call
+    immediate: frozenset[str] = frozenset()  # read while the cell runs, builtins and lambdas given to a call included
     deferred: dict[str, frozenset[str]] = field(default_factory=dict)  # function, class or lambda → its free names, builtins included
     makes: dict[str, bool] = field(default_factory=dict)  # public name → certain: bound whenever the body ends normally
     others: dict[str, str] = field(default_factory=dict)  # name → "loop" | "with" | "import" | "function" | "class" | "private" | "except"
@@ -277,15 +275,8 @@ def _bound_names(flow: _Flow, final: Mapping[str, int], certain_end: bool) -> tu
 
 
 def _has_future_annotations(tree: ast.AST) -> bool:
-    return (
-        any(
-            isinstance(node, ast.ImportFrom) and node.module == "__future__" and any(alias.name == "annotations" for alias in node.names)
-            for node in getattr(tree, "body", ())
-            if isinstance(node, ast.AST)
-        )
-        if isinstance(tree, ast.Module)
-        else False
-    )
+    futures = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "__future__")
+    return any(alias.name == "annotations" for node in futures for alias in node.names)
 
 
 def _import_roots(tree: ast.AST) -> frozenset[str]:
@@ -1004,6 +995,8 @@ class _Flow:
     def stmt_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         self._with_hidden(_type_params(node), _definition_parts(node, self.evaluates_annotations))
         scope = _function_scope(node)
+        if not node.decorator_list:  # nothing can call it before its name is bound: a recursive function reads itself
+            scope.free.pop(node.name, None)
         self.defer(scope, node)
         self.bind(node.name, "function")
         self._define(node.name, scope)

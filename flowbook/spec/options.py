@@ -143,8 +143,16 @@ def _loop_statement(line: str) -> tuple[ast.expr, str] | None:
     if len(body) != 1 or not isinstance(loop := body[0], ast.For) or not isinstance(loop.body[0], ast.Pass):
         return None
     items = ast.get_source_segment(source, loop.iter) or ast.unparse(loop.iter)
-    bare_tuple = isinstance(loop.iter, ast.Tuple) and not items.startswith("(")
-    return loop.target, f"({items})" if bare_tuple else items
+    return loop.target, items if _stands_alone(items) else f"({items})"
+
+
+def _stands_alone(text: str) -> bool:
+    """Whether an expression needs no parentheses around it: neither ``1, 2`` nor ``y := x``."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return not isinstance(tree, ast.Tuple) or text.startswith("(")
 
 
 def _loop_of_comprehension(line: str) -> tuple[ast.expr, str] | None:

@@ -1,552 +1,598 @@
-"""One attempt of one task: bind what the body reads, run it, save what it made, create the COMMIT.
+"""One attempt of one task, from its ORDER to its COMMIT.
 
-The body runs in this process's real `__main__`, which captured functions share, so that pickling, multiprocessing and `isinstance`
-behave as in a plain notebook. `Workspace` is that namespace with what the run gives it; the serial reading uses it as well.
+    loading    a fresh main, its captures, parameters, %%flowsetup, inputs, the item
+    running    the body, as a notebook runs a cell
+    saving     inputs that were changed in place are found, names are saved, plans of hosted steps evaluated, COMMIT created
+
+A Failure ends it before COMMIT. COMMIT is created once; if another attempt was faster, its result stands and this one ends quietly.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
-import hashlib
 import json
-import linecache
 import os
+import re
 import sys
 import time
+import traceback
 import types
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from flowbook.errors import ArtifactError, FlowbookError, NotPicklable
-from flowbook.spec.flow import Spec, Step, from_json, task_name
-from flowbook.store import codec, compare, layout, results
+from flowbook.errors import ArtifactError, FlowbookError, NotPicklable, StepFailed, StoreError, StoreFull
+from flowbook.spec import flow as flows
+from flowbook.spec.flow import Input, Spec, Step, task_name
+from flowbook.store import codec, layout, preview, results
 from flowbook.store.base import Store, open_store
-from flowbook.worker import modules, output, trace
-from flowbook.worker.current import current
+from flowbook.worker import current, execute, modules, output
+from flowbook.worker.scope import Bound, Scope
+from flowbook.worker.trace import Place, Tracer, message_of
 
-GIVEN = ("current", "scratch")
-MISSING = object()
+Json = Any
+Order = Mapping[str, Json]
+
+REACH = 10_000  # objects looked at in search of what two artifacts share
+EXIT_S = 5.0  # at most so long may the body's atexit functions hold up the end of the process
+_MISSING = object()
 
 
-class TaskFailed(Exception):
-    """The attempt fails with this ERROR."""
+class Failure(Exception):
+    """The attempt failed; `error` is ERROR of docs/internals.md."""
 
-    def __init__(self, error: dict[str, Any]) -> None:
-        self.error = error
+    def __init__(self, error: dict[str, Json]) -> None:
         super().__init__(error.get("message"))
+        self.error = error
 
 
-def stable_seed(flow: str, step: str, index: tuple[int, ...]) -> int:
-    """The same for a task over attempts, runs and the serial reading."""
-    return int.from_bytes(hashlib.sha256(f"{flow}/{step}/{layout.task_key(index)}".encode()).digest()[:7], "big")
+class Refused(FlowbookError):
+    """The body did something that would make a later result wrong, or left something undone that a later step needs."""
 
 
-class Workspace:
-    """`__main__` of this process, filled from a run's spec and store."""
-
-    def __init__(self, store: Store, spec: Spec, display: output.Display) -> None:
-        self.store, self.spec, self.display = store, spec, display
-        self.module = types.ModuleType("__main__")
-        self.main = self.module.__dict__
-        self.main["__builtins__"] = builtins
-        sys.modules["__main__"] = self.module
-        builtins.display = display  # type: ignore[attr-defined]  # as in a notebook: there without an import
-        for filename, source in spec.sources.items():
-            lines = source["source"].splitlines(keepends=True)
-            linecache.cache[filename] = (len(source["source"]), None, lines, filename)
-        if spec.modules:
-            sys.meta_path.insert(0, modules.LocalModules(store, spec.modules))
-        self.bound: dict[str, Any] = {}  # captured name → the object that was bound
-        self._binding: set[str] = set()
-        self.reader = results.Reader(store, spec.flow, self.main, self.resolve)
-        results.set_reader(self.reader)
-
-    def resolve(self, qualname: str, key: str | None) -> Any:
-        """A definition of the notebook that a value refers to and `__main__` does not hold yet."""
-        root, *rest = qualname.split(".")
-        if root in self._binding or root not in self.spec.captures:
-            raise KeyError(qualname)
-        self.bind_capture(root)
-        value = self.main[root]
-        for part in rest:
-            value = getattr(value, part)
-        return value
-
-    def load(self, entry: dict[str, Any]) -> Any:
-        return codec.load(self.store, entry, main=self.main, resolve=self.resolve)
-
-    def bind_capture(self, name: str) -> None:
-        """Bind a captured name, and first the definitions that it needs to be loaded."""
-        if name in self.bound or name in self._binding or name not in self.spec.captures:
-            return
-        self._binding.add(name)
-        try:
-            info = self.spec.captures[name]
-            value = self.load(info["entry"])
-            if isinstance(value, type):
-                value.__module__ = "__main__"
-            self.main[name] = self.bound[name] = value
-        finally:
-            self._binding.discard(name)
-        for need in info.get("needs", ()):
-            self.bind_capture(need)
-
-    def prepare(self, step: Step, index: tuple[int, ...]) -> None:
-        """Seeds, what %%flowsetup needs, %%flowsetup itself, captures and parameters: the same before every task."""
-        modules.seed_all(stable_seed(self.spec.flow, step.name, index))
-        for name, entry in self.spec.params.items():
-            self.main[name] = self.load(entry)
-        for name in self.spec.setup_captures:
-            self.bind_capture(name)
-        for filename in self.spec.setup:
-            self.execute(self.spec.sources[filename]["source"], filename)
-        for name in step.captures:
-            self.bind_capture(name)
-
-    def execute(self, source: str, filename: str, show_last: bool = False) -> None:
-        """Run top-level code, `await` included; the value of a last expression is shown as in a cell."""
-        tree = compile(source, filename, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        assert isinstance(tree, ast.Module)
-        last = None
-        if show_last and tree.body and isinstance(tree.body[-1], ast.Expr) and not _ends_quietly(source):
-            last = ast.Expression(tree.body.pop().value)  # type: ignore[attr-defined]
-        self._run(compile(tree, filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
-        if last is not None:
-            value = self._run(compile(last, filename, "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
-            if value is not None:
-                output.hook_ipython(self.display)
-                self.display(value)
-
-    def _run(self, code: types.CodeType) -> Any:
-        result = eval(code, self.main)
-        if code.co_flags & 0x80:  # inspect.CO_COROUTINE, without importing inspect
-            import asyncio
-
-            return asyncio.run(result)
-        return result
+Refused.__name__ = Refused.__qualname__ = "StepError"
 
 
-def _ends_quietly(source: str) -> bool:
-    """A last `;` hides the value, as in a notebook; a comment may follow it."""
-    import io
-    import tokenize
-
-    passed = {tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+def run(order: Order) -> int:
+    """Carry out one attempt. Returns the exit code, 0 if there is a COMMIT now; never raises for what an order or a body can do."""
+    frames = output.Frames(order.get("frames_fd"))
     try:
-        tokens = [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in passed]
-    except (tokenize.TokenError, SyntaxError):
-        return False
-    return tokens[-1:] == [";"]
+        Attempt(order, frames).perform()
+    except Failure as failure:
+        _tell(frames, failure.error)
+        return 1
+    except Exception as error:  # nothing of the body: the order, the store, or a fault of ours
+        found = Tracer({}).error(error)
+        if not isinstance(error, FlowbookError):
+            traceback.print_exc()
+        _tell(frames, found)
+        return 1
+    frames.send({"f": "committed"})
+    return 0
+
+
+def _tell(frames: output.Frames, error: dict[str, Json]) -> None:
+    output.flush()
+    if not frames.send({"f": "failed", "error": error}):
+        print(error.get("traceback") or error["message"], file=sys.stderr)  # noqa: T201
+        output.flush()
+
+
+def leave(code: int) -> None:
+    """End the process now. Threads and child processes that the body left behind do not hold it; its atexit functions get some seconds."""
+    import atexit
+    import threading
+
+    def finish() -> None:
+        multiprocessing = sys.modules.get("multiprocessing")
+        for child in multiprocessing.active_children() if multiprocessing is not None else ():
+            child.terminate()
+        atexit._run_exitfuncs()
+
+    if atexit._ncallbacks():
+        last = threading.Thread(target=finish, name="flowbook-exit", daemon=True)
+        last.start()
+        last.join(EXIT_S)
+    output.flush()
+    os._exit(code)
+
+
+@dataclass
+class Findings:
+    """What a COMMIT tells beside its artifacts."""
+
+    warnings: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+    def add(self, message: str, *, error: bool = False) -> None:
+        if error:
+            raise Refused(message)
+        if message not in self.warnings:
+            self.warnings.append(message)
 
 
 class Attempt:
-    """The attempt that an ORDER asks for."""
+    """Opening one reads the spec; `perform` does the rest. Raises Failure, and FlowbookError for a broken order or store."""
 
-    def __init__(self, order: dict[str, Any], frames: output.Frames) -> None:
+    def __init__(self, order: Order, frames: output.Frames) -> None:
         self.order, self.frames = order, frames
-        self.store = open_store(order["store"])
-        self.spec: Spec = from_json(Spec, json.loads(self.store.get(layout.spec(order["flow"], order["run"]))))
-        self.step = self.spec.step(order["step"])
-        self.index = tuple(order["index"])
-        self.part = order["part"]
-        self.space = Workspace(self.store, self.spec, output.Display(frames))
-        self.main = self.space.main
-        self.entries: dict[str, tuple[dict[str, Any], tuple[str, str, tuple[int, ...]] | None]] = {}
-        self.item_repr: str | None = None
         self.pid = os.getpid()
-        self.warnings: list[str] = []
-        self.changed: list[str] = []
-        self.seconds: dict[str, float] = {}
+        self.store: Store = open_store(order["store"])
+        self.spec: Spec = flows.from_json(Spec, json.loads(self.store.get(layout.spec(order["flow"], order["run"]))))
+        if order["step"] not in {step.name for step in self.spec.steps}:
+            raise ArtifactError(f"run {order['run']} of flow {order['flow']} has no step {order['step']!r}")
+        self.step: Step = self.spec.step(order["step"])
+        self.index = tuple(order.get("index") or ())
+        self.part: str = order.get("part") or "body"
+        self.number: int = order.get("attempt") or 0
+        self.tracer = Tracer(self.spec.sources)
+        self.display = output.Display(frames.show)
+        self.found = Findings()
+        self.seconds = {"loading": 0.0, "running": 0.0, "saving": 0.0}
+        self.item: Any = None
+        self.item_repr: str | None = None
+        self.caught: dict[str, Json] | None = None
+        self.shown_names: set[str] = set()  # that the body's own text binds
+
+    @property
+    def name(self) -> str:
+        return f"step {task_name(self.step.name, self.index)}"
 
     # ---- the three phases -------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Raises TaskFailed; returns after the COMMIT exists."""
-        begun = time.monotonic()
-        self.frames.phase("loading")
-        try:
-            self._load()
-        except TaskFailed:
-            raise
-        except (FlowbookError, OSError) as error:
-            raise TaskFailed(self._said(f"its inputs cannot be loaded: {error}", type(error).__name__)) from error
-        except BaseException as error:  # user code: %%flowsetup, or code that runs when a value is loaded
-            raise TaskFailed(self._error(error)) from error
-        loaded = time.monotonic()
-        commit: dict[str, Any] = {"v": 1, "attempt": self.order["attempt"], "artifacts": {}, "unsaved": {}, "plans": {}, "caught": None}
+    def perform(self) -> None:
+        with self._phase("loading"):
+            self._prepare()
+            self._guarded(self._load)
         if self.part == "plan":
-            commit["plans"][self.step.name] = self._plan(self.step)
-            ran = time.monotonic()
-        else:
-            self.frames.phase("running")
-            commit["caught"] = self._body()
-            ran = time.monotonic()
-            self.frames.phase("saving")
-            self._save(commit)
-        commit |= {"item": self.item_repr, "warnings": self.warnings, "changed": self.changed, "peak_mb": peak_mb()}
-        commit["seconds"] = {
-            "loading": round(loaded - begun, 4),
-            "running": round(ran - loaded, 4),
-            "saving": round(time.monotonic() - ran, 4),
-        }
-        key = layout.commit(self.spec.flow, self.spec.run, self.step.name, self.index, self.part)
+            with self._phase("running"):
+                plans = {self.step.name: self._guarded(lambda: self._plan(self.step), self._option_place(self.step))}
+            self._commit({}, {}, plans)
+            return
+        with self._phase("running"):
+            before = dict(self.main)
+            self._body()
+        with self._phase("saving"):
+            artifacts, unsaved, plans = self._guarded(lambda: self._save(before))
+        self._commit(artifacts, unsaved, plans)
+
+    def _phase(self, name: str) -> _Phase:
+        self.frames.send({"f": "phase", "phase": name})
+        return _Phase(self.seconds, name)
+
+    def _guarded(self, action: Callable[[], Any], place: Place | None = None) -> Any:
+        """The result of an action that may run user code; what it raises becomes a Failure."""
         try:
-            self.store.create(key, json.dumps(commit, separators=(",", ":")).encode())
-        except FlowbookError as error:
-            raise TaskFailed(self._said(f"its result cannot be saved: {error}", type(error).__name__)) from error
-        self.frames.send({"f": "committed"})
+            result = action()
+        except Failure:
+            raise
+        except BaseException as error:
+            self._end_forked(error)
+            raise Failure(self._error(error, place)) from None
+        self._end_forked(None)
+        return result
+
+    def _error(self, error: BaseException, place: Place | None = None) -> dict[str, Json]:
+        found = self.tracer.error(error, item=self.item_repr, place=place or Place(self.step.label, self.step.filename))
+        if isinstance(error, SystemExit):
+            found["message"] = f"the body called sys.exit({'' if error.code is None else repr(error.code)})"
+        elif isinstance(error, KeyboardInterrupt):
+            found["message"] = found["message"] or "the body raised KeyboardInterrupt"
+        elif isinstance(error, StoreFull):
+            found["message"] = f"the results of {self.name} cannot be saved, the store is full: {error}"
+        return found
+
+    def _end_forked(self, error: BaseException | None) -> None:
+        """A child that the body forked, and that comes back out of it, is no task: it ends here and commits nothing."""
+        if os.getpid() == self.pid:
+            return
+        output.flush()
+        if isinstance(error, SystemExit):
+            os._exit(error.code if isinstance(error.code, int) else 0 if error.code is None else 1)
+        if error is not None:
+            traceback.print_exception(error)
+            output.flush()
+        os._exit(0 if error is None else 1)
+
+    # ---- loading ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """The process as the notebook's kernel is: folder, sys.path, main, display; nothing of the user's runs yet."""
+        if cwd := self.order.get("cwd"):
+            try:
+                os.chdir(cwd)
+            except OSError as error:
+                raise ArtifactError(f"{self.name} cannot run in the notebook's folder {cwd}: {error.strerror}") from error
+        if self.order.get("sys_path") is not None:
+            sys.path[:] = [path for path in self.order["sys_path"] if isinstance(path, str)]
+        sys.argv = [""]
+        self.module: types.ModuleType = execute.fresh_main()
+        self.main: dict[str, Any] = vars(self.module)
+        execute.register_sources(self.spec)
+        modules.serve(self.spec.modules, self.store)
+        output.install(self.display)
+        self.scope = Scope(self.store, self.spec, self.module, self.index)
+        results.set_reader(self.scope.reader)
+        self._set_current()
+
+    def _set_current(self) -> None:
+        task = current.Task(
+            self.spec.flow,
+            self.spec.run,
+            self.step.name,
+            self.index,
+            self.number,
+            self.item,
+            tuple(self.spec.tags),
+            tuple(self.order.get("failures") or ()),
+        )
+        current.set_task(task, self.order.get("scratch"))
+        current.give(self.order.get("scratch"))
 
     def _load(self) -> None:
-        os.chdir(self.order["cwd"])
-        sys.path[:] = [p for p in self.order["sys_path"] if isinstance(p, str)]
+        scope, step = self.scope, self.step
         self._check_files()
-        name = task_name(self.step.name, self.index)
-        vars(current).update(
-            flow=self.spec.flow,
-            run=self.spec.run,
-            step=self.step.name,
-            index=self.index,
-            attempt=self.order["attempt"],
-            retry_count=self.order["attempt"],
-            seed=stable_seed(self.spec.flow, self.step.name, self.index),
-            tags=self.spec.tags,
-            failures=tuple(self.order.get("failures") or ()),
-            task=name,
-            idempotency_key=f"{self.spec.flow}/{self.spec.run}/{self.step.name}/{layout.task_key(self.index)}",
-        )
-        scratch = Path(self.order["scratch"])
-        scratch.mkdir(parents=True, exist_ok=True)
-        self.main["current"], self.main["scratch"] = current, scratch
-        self.space.prepare(self.step, self.index)
-        for joined, join in (self.order.get("joins") or {}).items():
-            self.main[joined] = results.TaskResults.from_join(self.space.reader, joined, join)
-        self._load_inputs()
-        item = self.order.get("item")
-        if item is not None and self.step.options.foreach is not None:
-            value = results.read_item(self.store, item["blob"], item["i"], main=self.main, resolve=self.space.resolve)
-            current.item = value
-            self.main["__item__"] = value
-            exec(compile(f"{self.step.options.foreach.target} = __item__", self.step.filename, "exec"), self.main)
-            del self.main["__item__"]
-            self.item_repr = _short(value)
-
-    def _load_inputs(self) -> None:
-        aliases: dict[tuple[Any, ...], Any] = {}
-        for name, where in (self.order.get("inputs") or {}).items():
-            place = (where["run"], where["step"], tuple(where["index"]))
-            commit = results.read_commit(self.store, self.spec.flow, *place)
-            entry = (commit or {}).get("artifacts", {}).get(name)
-            if entry is None:
-                why = (commit or {}).get("unsaved", {}).get(name, "it was not made")
-                raise TaskFailed(self._said(f"`{name}`, made by {task_name(place[1], place[2])}, is not there: {why}", "ArtifactError"))
-            alias = (*place, entry["alias"]) if "alias" in entry else None
-            if alias is not None and alias in aliases:
-                self.main[name] = aliases[alias]
-            else:
-                self.main[name] = self.space.load(entry)
-            aliases[(*place, name)] = self.main[name]
-            if alias is not None:
-                aliases.setdefault(alias, self.main[name])
-            self.entries[name] = (entry, place)
+        captures = step.captures if self.part == "body" else self._plan_captures(step)
+        scope.captures([*captures, *self.spec.setup_captures])
+        scope.parameters()
+        modules.seed_generators(current.task_seed(self.spec.flow, step.name, self.index, self.part))
+        execute.run_setup(self.spec, self.main)
+        scope.inputs(self.order.get("inputs") or {}, self.name)
+        scope.joins(self.order.get("joins") or {})
+        if self.order.get("item"):
+            self.item = scope.item(self.order["item"])
+            self.item_repr = preview.text(self.item, 60)
+            execute.bind_item(step, self.spec, self.main, self.item)
+            self._set_current()
 
     def _check_files(self) -> None:
-        """Input files must still be those that `%flow run` saw."""
-        if not self.step.options.files:
-            return
-        for path, info in self.spec.files.items():
-            try:
-                stat = Path(path).stat()
-                same = stat.st_size == info["size"] and stat.st_mtime_ns == info["mtime_ns"]
-                if not same:
-                    with Path(path).open("rb") as file:
-                        same = hashlib.file_digest(file, "sha256").hexdigest() == info["sha256"]
-            except OSError:
-                same = False
-            if not same:
-                raise TaskFailed(
-                    self._said(
-                        f"the input file {path} was changed or removed since the run started; `%flow run` takes it as it is now",
-                        "FileChanged",
-                    )
-                )
+        """Raises Refused unless the input files of --files are still those that were there when the run started."""
+        import fnmatch
 
-    # ---- the body ---------------------------------------------------------------------------------------------------
+        for path, known in self.spec.files.items():
+            if any(fnmatch.fnmatch(path, pattern) for pattern in self.step.options.files) and not _same_file(path, known):
+                raise Refused(f"the input file {path} was changed or removed since the run started; `%flow run` takes it as it is now")
 
-    def _body(self) -> dict[str, Any] | None:
-        before = {n: id(v) for n, v in self.main.items()}
-        self._before = before
-        caught = None
+    # ---- running ----------------------------------------------------------------------------------------------------
+
+    def _body(self) -> None:
+        catch = self.step.options.catch
         try:
-            self.space.execute(self.step.source, self.step.filename, show_last=True)
+            code = execute.compile_cell(self.step.source, self.step.filename)
+            self.shown_names = execute.bound_names(code)
+            execute.run_code(code, self.main, self.display.value)
         except BaseException as error:
-            self._only_parent()
-            if self.step.options.catch is None or not isinstance(error, Exception):
-                raise TaskFailed(self._error(error)) from error
-            caught = error
-        self._only_parent()
-        output.hook_ipython(self.space.display)
-        try:
-            output.show_open_figures(self.space.display)
-        except Exception as error:
-            self.warnings.append(f"an open figure could not be shown: {type(error).__name__}: {error}")
-        if self.step.options.catch is not None:
-            self.main[self.step.options.catch] = self._keepable(caught)
-        return {"type": type(caught).__name__, "message": str(caught)} if caught is not None else None
+            self._end_forked(error)
+            self._show_figures()
+            # An error that another attempt may mend is not caught yet.
+            if catch is None or not isinstance(error, Exception) or self.number < self.step.options.retry.times:
+                raise Failure(self._error(error)) from None
+            self.caught = self._error(error)
+            print(self.caught["traceback"], file=sys.stderr)  # noqa: T201
+            self.main[catch] = self._kept(error)
+            return
+        self._end_forked(None)
+        self._show_figures()
+        if catch is not None:
+            self.main[catch] = None
 
-    def _only_parent(self) -> None:
-        """A child that os.fork made in the body comes out of it too; it must save nothing."""
-        if os.getpid() != self.pid:
-            os._exit(0)
-
-    def _keepable(self, error: BaseException | None) -> Any:
-        """The exception without its traceback if it survives pickling, else its text."""
-        if error is None:
-            return None
-        error.__traceback__ = None
+    def _show_figures(self) -> None:
         try:
-            encoded = codec.encode(error, main=self.main).join()
-            codec.decode(encoded, main=self.main, resolve=self.space.resolve)
-            return error
-        except Exception:
-            return f"{type(error).__name__}: {error}"
+            self.display.figures()
+        except Exception as error:  # a figure that cannot be drawn; the results are whole
+            print(f"a figure cannot be shown: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+
+    def _kept(self, error: Exception) -> Exception:
+        return lasting(error, self.main)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
-    def _save(self, commit: dict[str, Any]) -> None:
-        present = [n for n in self.step.saves if n in self.main]
-        artifacts, unsaved = commit["artifacts"], commit["unsaved"]
-        required = self._required()
-        refused: list[str] = []
-        for name in present:
-            value = self.main[name]
+    def _save(self, before: Mapping[str, Any]) -> tuple[dict[str, Json], dict[str, str], dict[str, Json]]:
+        saves = self._names_to_save()
+        self._look_for_changes(saves)
+        self._look_for_new_names(saves, before)
+        artifacts, unsaved, needed = self._entries(saves, before)
+        if needed:
+            raise Refused("\n".join(needed))
+        plans = {name: self._hosted_plan(self.spec.step(name)) for name in self.step.hosted}
+        return artifacts, unsaved, plans
+
+    def _names_to_save(self) -> list[str]:
+        foreach, catch = self.step.options.foreach, self.step.options.catch
+        names = [*(foreach.names if foreach else ()), *self.step.saves, *([catch] if catch else ())]
+        return [name for name in dict.fromkeys(names) if name in self.main]
+
+    def _entries(self, saves: list[str], before: Mapping[str, Any]) -> tuple[dict[str, Json], dict[str, str], list[str]]:
+        """The artifacts; what was left out and why; and what must not be left out."""
+        artifacts: dict[str, Json] = {}
+        unsaved = {name: why for name, why in self.step.unsaved if self.main.get(name, _MISSING) is not before.get(name, _MISSING)}
+        needed: list[str] = []
+        for name in saves:
             try:
-                artifacts[name] = codec.entry(self.store, name, value, main=self.main, keys=self._key_of)
+                artifacts[name] = codec.entry(self.store, name, self.main[name], main=self.main, keys=self.scope.key_of)
             except NotPicklable as error:
                 unsaved[name] = str(error)
-                if name in required:
-                    refused.append(f"{error}, but {required[name]}")
-            except FlowbookError as error:
-                raise TaskFailed(self._said(f"`{name}` cannot be saved: {error}", type(error).__name__)) from error
-        for name, why in self.step.unsaved:
-            if name in self.main:
-                unsaved.setdefault(name, why)
-        if refused:
-            raise TaskFailed(self._said("; ".join(refused), "NotPicklable"))
-        self._note_shared(artifacts)
-        self._check_changes()
-        self._check_rebound()
-        for name in self.step.hosted:
-            commit["plans"][name] = self._plan(self.spec.step(name))
-
-    def _required(self) -> dict[str, str]:
-        """Names of this step that must be saved, and who says so."""
-        found: dict[str, str] = {n: f"--out names `{n}`" for n in (*(self.step.options.out or ()), *self.step.options.out_add)}
-        for step in self.spec.steps:
-            for made in (*step.inputs, *step.plan_inputs):
-                if self.step.name in made.makers and made.required and step.name not in self.step.hosted:
-                    found[made.name] = f"step {step.name} ({step.label}) reads `{made.name}`"
-                elif self.step.name in made.makers and made.required and any(i.name == made.name for i in step.inputs):
-                    found[made.name] = f"step {step.name} ({step.label}) reads `{made.name}`"
-        return found
-
-    def _key_of(self, qualname: str) -> str | None:
-        info = self.spec.captures.get(qualname.partition(".")[0])
-        return info["key"] if info else None
-
-    def _note_shared(self, artifacts: dict[str, Any]) -> None:
-        """Artifacts which reach the same mutable object: the same object twice is kept as one, deeper sharing is noted."""
-        names = [n for n, e in artifacts.items() if e["kind"] == "value" and not e.get("definition")]
-        if len(names) < 2:
-            return
-        reached = {n: compare.reach(self.main[n]) for n in names}
-        for i, name in enumerate(names):
-            for other in names[:i]:
-                if self.main[name] is self.main[other]:
-                    artifacts[name].setdefault("alias", artifacts[other].get("alias", other))
-                    artifacts[other].setdefault("alias", other)
-                if reached[name] & reached[other]:
-                    artifacts[name].setdefault("shares", []).append(other)
-                    artifacts[other].setdefault("shares", []).append(name)
-
-    def _check_changes(self) -> None:
-        """Inputs and captures that the body changed by a call and that are not saved anew."""
-        levels = dict(self.step.watch)
-        for name, level in levels.items():
-            if name in self.step.saves:
-                continue
-            entry = self.entries[name][0] if name in self.entries else self.spec.captures.get(name, {}).get("entry")
-            if entry is None or entry.get("kind") != "value" or entry.get("definition") or name not in self.main:
-                continue
-            original = self.space.bound.get(name, MISSING)
-            rebound = original is not MISSING and self.main[name] is not original
-            if not rebound and self._unchanged(entry, self.main[name]):
-                continue
-            self._changed(name, level)
-        for name in self.step.saves:
-            self._check_shared_change(name)
-
-    def _changed(self, name: str, level: str) -> None:
-        text = f"step {self.step.name} changed `{name}` in place, and the change is not saved: add `--out +{name}` to the step, or assign it in the body"
-        if level == "error":
-            why = " (each task of a fan-out has a copy of its own)" if self.step.scope else ""
-            raise TaskFailed(self._said(text + why, "ChangedInPlace"))
-        self.warnings.append(text)
-        self.changed.append(name)
-
-    def _unchanged(self, entry: dict[str, Any], value: Any) -> bool:
-        try:
-            return compare.unchanged(self.store, entry, value, main=self.main)
-        except FlowbookError:
-            return True
-
-    def _check_shared_change(self, name: str) -> None:
-        """`name` was loaded and is saved anew: what shared an object with it must not be read with the old content."""
-        if name not in self.entries:
-            return
-        entry, place = self.entries[name]
-        shares = entry.get("shares") or ()
-        if not shares or place is None or self._unchanged(entry, self.main[name]):
-            return
-        for other in shares:
-            read = other in self.entries or any(
-                i.name == other and place[1] in i.makers for s in self.spec.steps for i in s.inputs if s.name != self.step.name
-            )
-            if (
-                read
-                and other not in self.step.saves
-                and self.entries.get(other, (entry, None))[0].get("alias") != entry.get("alias", object())
-            ):
-                raise TaskFailed(
-                    self._said(
-                        f"`{name}` and `{other}` shared an object when step {place[1]} saved them; step {self.step.name} changes `{name}`, so `{other}` "
-                        f"would have to change too, but they are separate now: copy one of them in step {place[1]}, or add `--out +{other}` here",
-                        "SharedObject",
+                if reader := self._needs(name):
+                    needed.append(
+                        f"`{name}` cannot be saved, but {reader}: {error}. Make it in the step that uses it, or save what it is made of."
                     )
-                )
+        self._note_shares(artifacts)
+        return artifacts, unsaved, needed
 
-    def _check_rebound(self) -> None:
-        """Names that came into being, or were bound anew, in a way that reading the cell did not show (globals(), exec, `global`)."""
-        known = {*self.step.saves, *(n for n, _ in self.step.unsaved), *GIVEN, "__builtins__", "__item__"}
+    def _needs(self, name: str) -> str | None:
+        """Who relies on this step's `name`, in words; None if nobody does."""
+        options = self.step.options
+        if name in (*(options.out or ()), *options.out_add):
+            return "--out names it"
+        for step in self.spec.steps:
+            plans = step.plan_inputs if step.name not in self.step.hosted else ()
+            for given in (*step.inputs, *plans):
+                # A reader that could fall back on an older value would silently get that one.
+                if (
+                    given.name == name
+                    and self.step.name in given.makers
+                    and (given.required or given.captured or given.makers[-1] != self.step.name)
+                ):
+                    return f"step {step.name} ({step.label}) reads it"
+        return None
+
+    def _note_shares(self, artifacts: dict[str, Json]) -> None:
+        """Tell in the entries which names reach the same mutable object; loaded apart, they would no longer."""
+        values = {
+            name: self.main[name]
+            for name, entry in artifacts.items()
+            if entry["kind"] == "value" and not entry.get("definition") and not isinstance(self.main[name], (str, bytes, int, float))
+        }
+        if len(values) < 2:
+            return
+        from flowbook.store import compare
+
+        owners: dict[int, list[str]] = {}
+        for name, value in values.items():
+            for reached in compare.reach(value, REACH):
+                owners.setdefault(reached, []).append(name)
+        for names in owners.values():
+            for name in names if len(names) > 1 else ():
+                artifacts[name]["shares"] = sorted({*artifacts[name].get("shares", ()), *names} - {name})
+        firsts: dict[int, str] = {}
+        for name, value in values.items():
+            first = firsts.setdefault(id(value), name)
+            if first != name:
+                artifacts[name]["alias"] = first
+
+    # ---- what the body must leave alone -----------------------------------------------------------------------------
+
+    def _look_for_changes(self, saves: list[str]) -> None:
+        levels = dict(self.step.watch)
+        changed = _Changes(self)
+        for name, level in self.step.watch:
+            bound = self.scope.bound.get(name)
+            if bound is None or not bound.is_data or name in saves or not changed(bound):
+                continue
+            self._refuse_change(name, level)
+        for name, bound in list(self.scope.bound.items()):
+            if (bound.entry.get("shares") or bound.entry.get("alias")) and bound.place is not None:
+                self._check_shared(name, bound, changed)
+        self._look_at_item(levels)
+        self._look_at_joined(saves)
+
+    def _refuse_change(self, name: str, level: str) -> None:
+        reader = self._later_reader(name)
+        text = f"`{name}` was changed in place by {self.name} ({self.step.label}), and the change is not saved"
+        text += f"; {reader} reads `{name}` later" if reader else ""
+        self.found.changed.append(name)
+        self.found.add(f"{text}. Add `--out +{name}` to keep the change, or work on a copy.", error=level == "error")
+
+    def _later_reader(self, name: str, maker: str | None = None) -> str | None:
+        """A later step that reads the name (as `maker` made it), in words."""
+        steps = self.spec.steps
+        after = steps[[step.name for step in steps].index(self.step.name) + 1 :]
+        for step in after:
+            given: tuple[Input, ...] = (*step.inputs, *step.plan_inputs)
+            if any(i.name == name and (maker is None or maker in i.makers) for i in given) or (maker is None and name in step.captures):
+                return f"step {step.name} ({step.label})"
+        return None
+
+    def _check_shared(self, name: str, bound: Bound, changed: _Changes) -> None:
+        """A change of one of two names that shared an object would have been seen in the other."""
+        assert bound.place is not None
+        others = set(bound.entry.get("shares", ())) | {bound.entry.get("alias", name)} - {name}
+        for other in sorted(others):
+            loaded = self.scope.bound.get(other)
+            if loaded is not None and (loaded.place != bound.place or loaded.value is bound.value):
+                continue  # another value of that name; or the same object, as it should be
+            if not changed(bound):
+                return
+            reader = self._later_reader(other, bound.place[1]) if loaded is None else f"{self.name} itself"
+            text = (
+                f"`{name}` was changed in place by {self.name} ({self.step.label}); step {bound.place[1]} made `{name}` and `{other}` so that they "
+                f"share an object, and `{other}` does not see the change here"
+            )
+            mend = f"Make a copy in step {bound.place[1]}, or keep both in one value."
+            self.found.add(f"{text}; {reader} reads `{other}`. {mend}" if reader else f"{text}. {mend}", error=reader is not None)
+
+    def _look_at_item(self, levels: Mapping[str, str]) -> None:
         foreach = self.step.options.foreach
-        known |= set(foreach.names) if foreach else set()
+        if foreach is None or not self.order.get("item") or codec.is_json(self.item):
+            return
+        from flowbook.store import compare
+
+        if not compare.same(self.scope.item(self.order["item"]), self.item):
+            level = next((levels[name] for name in foreach.names if levels.get(name) == "error"), "warn")
+            text = f"the item of --foreach `{foreach.target}` was changed in place; `{foreach.expr}` itself does not see the change"
+            self.found.add(f"{text}. Work on a copy, or collect the changed items with --join {self.step.name}.", error=level == "error")
+
+    def _look_at_joined(self, saves: list[str]) -> None:
+        """Artifacts read through a joined handle and changed, unless what changed is itself saved."""
+        kept = {id(self.main[name]) for name in saves}
+        for name, bound in self.scope.reader.handed:
+            if bound.is_data and id(bound.value) not in kept and _Changes(self)(bound):
+                self.found.add(f"`{name}` was changed in place; the change is not saved. Assign it to a name to keep it.")
+
+    def _look_for_new_names(self, saves: list[str], before: Mapping[str, Any]) -> None:
+        """Names which no reading of the body could foresee: set through `global` in a function, globals() or exec."""
+        known = {*saves, *(name for name, _ in self.step.unsaved), *self.shown_names}
+        levels = dict(self.step.watch)
         for name, value in self.main.items():
-            if name in known or name.startswith("__") or self._before.get(name) == id(value):
+            if name.startswith("_") or name in known or before.get(name, _MISSING) is value:
                 continue
-            if isinstance(value, types.ModuleType) or name in self.space.spec.setup_captures:
-                continue
-            if name in self.space.bound or name in self.entries:
-                if name not in dict(self.step.watch):
-                    self._changed(name, "warn")
-                elif name not in self.changed and self.entries.get(name, ({},))[0].get("kind") != "value":
-                    self._changed(name, dict(self.step.watch)[name])
-            elif not name.startswith("_"):
-                self.warnings.append(
-                    f"`{name}` was set by code that the cell does not show, and is not saved: add `--out +{name}` to step {self.step.name}"
-                )
+            reader = self._later_reader(name)
+            text = f"`{name}` was set by {self.name} ({self.step.label}) in a way that its text does not show, and is not saved"
+            text += f"; {reader} reads `{name}` later" if reader else ""
+            if name in self.scope.bound:
+                self.found.changed.append(name)
+            self.found.add(f"{text}. Add `--out +{name}` to save it.", error=levels.get(name) == "error" or reader is not None)
 
     # ---- plans ------------------------------------------------------------------------------------------------------
 
-    def _plan(self, step: Step) -> dict[str, Any]:
-        """--when and --foreach of a step, evaluated here; what fails is that step's failure, not ours."""
-        plan: dict[str, Any] = {}
-        space = dict(self.main)
-        option = "--when"
+    def _option_place(self, step: Step) -> Place:
+        option = "--foreach" if step.options.foreach else "--when"
+        return Place(step.label, step.filename, execute.option_line(step, self.spec.sources, option))
+
+    def _hosted_plan(self, step: Step) -> dict[str, Json]:
+        """The plan of another step. Its failure is that step's."""
         try:
-            if step.options.when is not None:
-                plan["when"] = bool(eval(compile(step.options.when, step.filename, "eval"), space))
-                if not plan["when"]:
-                    return plan
-            if step.options.foreach is not None:
-                option = "--foreach"
-                plan |= self._items(step, eval(compile(step.options.foreach.expr, step.filename, "eval"), space))
-        except TaskFailed as failed:
-            return {"error": failed.error}
-        except (NotPicklable, ArtifactError) as error:
-            return {"error": self._plan_error(step, option, str(error), type(error).__name__)}
+            plan = self._plan(step)
+        except StoreError:
+            raise
         except BaseException as error:
-            return {"error": self._plan_error(step, option, f"{type(error).__name__}: {error}", None)}
-        finally:
-            self._only_parent()
+            self._end_forked(error)
+            return {"error": self._plan_error(step, error)}
+        self._end_forked(None)
         return plan
 
-    def _items(self, step: Step, values: Any) -> dict[str, Any]:
-        foreach = step.options.foreach
-        assert foreach is not None
-        kind = type(values).__name__
-        if isinstance(values, (str, bytes)):
-            raise TaskFailed(
-                self._plan_error(
-                    step,
-                    "--foreach",
-                    f"the expression gives a {kind}, whose items are characters; write list(…) if that is meant",
-                    "TypeError",
-                )
-            )
-        try:
-            iter(values)
-        except TypeError:
-            raise TaskFailed(
-                self._plan_error(
-                    step, "--foreach", f"the expression gives {_short(values)} of type {kind}, which cannot be listed", "TypeError"
-                )
-            ) from None
-        return results.write_items(self.store, values, name=foreach.expr, main=self.main, keys=self._key_of)
-
-    def _plan_error(self, step: Step, option: str, message: str, kind: str | None) -> dict[str, Any]:
-        foreach = step.options.foreach
-        written = f"{foreach.target} in {foreach.expr}" if option == "--foreach" and foreach else step.options.when
-        return {
-            "reason": "error",
-            "type": kind,
-            "message": f'{option} "{written}" of step {step.name} ({step.label}): {message}',
-            "cell": step.label,
-        }
-
-    # ---- errors -----------------------------------------------------------------------------------------------------
-
-    def _said(self, message: str, kind: str) -> dict[str, Any]:
-        return {"reason": "error", "type": kind, "message": message, "cell": self.step.label, "item": self.item_repr}
-
-    def _error(self, error: BaseException) -> dict[str, Any]:
-        found = trace.error_of(error, self.spec.sources)
+    def _plan_error(self, step: Step, error: BaseException) -> dict[str, Json]:
+        found = self.tracer.error(error, place=self._option_place(step))
         if isinstance(error, SystemExit):
-            found["message"] = f"the body called sys.exit({'' if error.code is None else error.code!r}), which ends a step as a failure"
-        if isinstance(error, NameError) and error.name and error.name in {n for s in self.spec.steps for n in s.saves}:
-            found["message"] += (
-                f" (the flow makes `{error.name}`, but this body does not mention it where it can be seen: mention it, outside of eval and exec)"
-            )
-        found["item"] = self.item_repr
+            found["message"] = f"the expression called sys.exit({'' if error.code is None else repr(error.code)})"
         return found
+
+    def _plan_captures(self, step: Step) -> list[str]:
+        """The captured names which --foreach and --when of a step mention; what those need comes with them."""
+        options = step.options
+        words = set(re.findall(r"\w+", f"{options.foreach.expr if options.foreach else ''} {options.when or ''}"))
+        read = {given.name for given in step.plan_inputs if given.captured}
+        return [name for name in dict.fromkeys([*read, *step.captures]) if name in self.spec.captures and (name in read or name in words)]
+
+    def _plan(self, step: Step) -> dict[str, Json]:
+        """Evaluate --when, then --foreach if that is true, in a copy of main, so that nothing it binds is left behind."""
+        modules.seed_generators(current.task_seed(self.spec.flow, step.name, self.index, "plan"))
+        namespace = dict(self.main)
+        made = {given.name for given in step.plan_inputs if self.step.name in given.makers}
+        for name in self._plan_captures(step):
+            if step is not self.step and (name not in made or name not in self.main):
+                namespace[name] = self.scope.captured(name)
+        plan: dict[str, Json] = {}
+        if step.options.when is not None:
+            plan["when"] = execute.holds(step, self.spec, namespace)
+            if not plan["when"]:
+                return plan
+        foreach = step.options.foreach
+        if foreach is not None:
+            values = execute.items_of(step, self.spec, namespace)
+            plan |= results.write_items(self.store, _bounded(step, values), name=foreach.expr, main=self.main, keys=self.scope.key_of)
+        return plan
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def _commit(self, artifacts: dict[str, Json], unsaved: dict[str, str], plans: dict[str, Json]) -> None:
+        commit = {
+            "v": 1,
+            "attempt": self.number,
+            "artifacts": artifacts,
+            "unsaved": unsaved,
+            "plans": plans,
+            "item": self.item_repr,
+            "warnings": [*self.scope.notes, *self.found.warnings],
+            "changed": list(dict.fromkeys(self.found.changed)),
+            "caught": self.caught,
+            "seconds": {name: round(seconds, 6) for name, seconds in self.seconds.items()},
+            "peak_mb": peak_mb(),
+        }
+        output.flush()
+        data = json.dumps(commit, separators=(",", ":")).encode()
+        # False: another attempt committed this task first, and its result stands.
+        self._guarded(lambda: self.store.create(layout.commit(self.spec.flow, self.spec.run, self.step.name, self.index, self.part), data))
+
+
+class _Phase:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._seconds[self._name] = time.perf_counter() - self._start
+
+
+class _Changes:
+    """Whether a bound object is still what its entry says, asked once for each object."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._known: dict[int, bool] = {}
+
+    def __call__(self, bound: Bound) -> bool:
+        if bound.entry.get("kind") == "json":
+            return False  # immutable
+        if id(bound.value) not in self._known:
+            from flowbook.store import compare
+
+            scope = self._attempt.scope
+            same = compare.unchanged(scope.store, bound.entry, bound.value, main=scope.main, keys=scope.key_of, resolve=scope.resolve)
+            self._known[id(bound.value)] = not same
+        return self._known[id(bound.value)]
+
+
+def _bounded(step: Step, values: Any) -> Any:
+    """The items themselves if their number is known, else at most as many as a fan-out may have. Raises PlanError for more."""
+    return values if hasattr(values, "__len__") else _counted(step, values)
+
+
+def _counted(step: Step, values: Any) -> Iterator[Any]:
+    for count, value in enumerate(values):
+        if count >= results.ITEM_LIMIT:
+            raise execute.too_many(step)
+        yield value
+
+
+def _same_file(path: str, known: Mapping[str, Json]) -> bool:
+    import hashlib
+
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            stat = os.fstat(file.fileno())
+            if stat.st_size == known["size"] and stat.st_mtime_ns == known["mtime_ns"]:
+                return True
+            return bool(hashlib.file_digest(file, "sha256").hexdigest() == known["sha256"])
+    except OSError:
+        return False
+
+
+def lasting(error: Exception, main: dict[str, Any]) -> Exception:
+    """The exception itself if it can be saved and loaded, else one that says the same."""
+    try:
+        loaded = codec.decode(codec.encode(error, main=main, previews=False).join(), main=main)
+        if type(loaded) is type(error) and str(loaded) == str(error):
+            return error
+    except Exception:
+        pass  # the stand-in is for that
+    return StepFailed(f"{type(error).__name__}: {message_of(error)}")
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process in MB of 10**6 bytes."""
+    """The most memory this process held, in MB of 10**6 bytes."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    except (OSError, ValueError, IndexError):
+        pass  # no Linux
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def _short(value: Any) -> str:
-    from flowbook.store.preview import text
-
-    try:
-        return str(text(value, 80))
-    except Exception:
-        return type(value).__name__
-
-
-def main(order: dict[str, Any]) -> int:
-    """Do what the order asks; the exit code of the process."""
-    frames = output.Frames(order.get("frames_fd"))
-    try:
-        attempt = Attempt(order, frames)
-        attempt.run()
-    except TaskFailed as failed:
-        frames.send({"f": "failed", "error": failed.error})
-        return 1
-    except FlowbookError as error:
-        frames.send({"f": "failed", "error": {"reason": "error", "type": type(error).__name__, "message": str(error)}})
-        return 1
-    return 0
+__all__ = ["Attempt", "Failure", "lasting", "leave", "peak_mb", "run"]

@@ -1,32 +1,130 @@
-"""`current`: what a body may ask of the task it runs in; inert outside a task, so that a step cell stays a cell."""
+"""`current`: what a step body can know of the task it runs in; `scratch`: its folder for big temporary files.
+
+Both are real inside a task and inert outside one, so a cell that uses them also runs as a plain cell.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flowbook.spec.flow import task_name
+from flowbook.store import layout
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task while it runs. `attempt` counts from 0 and grows with each retry."""
+
+    flow: str = ""
+    run: str = ""
+    step: str = ""
+    index: tuple[int, ...] = ()
+    attempt: int = 0
+    item: Any = None  # of --foreach; None in a step without
+    tags: tuple[str, ...] = ()
+    failures: tuple[dict[str, Any], ...] = ()  # only in --always steps: {step, index, message} of what failed
+
+    @property
+    def seed(self) -> int:
+        """63 bits that depend on flow, step and index alone: a retry, a later run and the serial reading draw the same numbers."""
+        return task_seed(self.flow, self.step, self.index)
+
+    @property
+    def retry_count(self) -> int:
+        """Metaflow's name of `attempt`."""
+        return self.attempt
+
+    @property
+    def task(self) -> str:
+        """``train[2]``"""
+        return task_name(self.step, self.index)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this task: ``flow/run/step/2.5``."""
+        return f"{self.flow}/{self.run}/{self.step}/{layout.task_key(self.index)}"
+
+
+_NAMES = (*(f.name for f in dataclasses.fields(Task)), "seed", "retry_count", "task", "idempotency_key")
+
+
+def task_seed(flow: str, step: str, index: tuple[int, ...], part: str = "body") -> int:
+    """The seed of a task, or with `part` "plan" of the evaluation of a step's --foreach and --when.
+
+    >>> task_seed("demo", "train", (2,)) == task_seed("demo", "train", (2,)) != task_seed("demo", "train", (3,))
+    True
+    """
+    digest = hashlib.sha256(f"{flow}\n{step}\n{layout.task_key(index, part)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Current:
-    """The task that runs in this process. Outside a task the names are None, 0 or empty."""
+    """The attributes of the `Task` that runs now; those of an empty one outside a run."""
 
-    flow: str | None = None
-    run: str | None = None
-    step: str | None = None
-    index: tuple[int, ...] = ()
-    attempt: int = 0  # 0 for the first try
-    retry_count: int = 0
-    seed: int = 0  # stable for a task over attempts and runs
-    item: Any = None  # the foreach item
-    tags: tuple[str, ...] = ()
-    failures: tuple[dict[str, Any], ...] = ()  # in an --always step: step, index and message of each failed task
-    task: str | None = None  # "train[2]"
-    idempotency_key: str | None = None  # the same over attempts: for side effects that must happen once
+    __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        known = ", ".join(sorted(n for n in Current.__annotations__))
-        raise AttributeError(f"current has no {name!r}; it has {known}")
+        if name in _NAMES:
+            return getattr(_state.task, name)
+        raise AttributeError(f"current has no {name!r}; it has {', '.join(_NAMES)}")
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"current tells what runs now; {name!r} cannot be set on it")
+
+    def __dir__(self) -> list[str]:
+        return list(_NAMES)
 
     def __repr__(self) -> str:
-        return f"<current task {self.task} of run {self.run}>" if self.task else "<current: no task runs here>"
+        task = _state.task
+        return f"<current: {task.task} of run {task.run} of {task.flow}>" if task.step else "<current: outside a run>"
+
+    def __reduce__(self) -> str:
+        return "current"  # by name: a captured `current` is that of the task which loads it
 
 
+@dataclass
+class _State:
+    task: Task
+    scratch: str | None
+
+
+_state = _State(Task(), None)
 current = Current()
+
+
+def set_task(task: Task, scratch: str | None) -> None:
+    """From now on `current` tells of `task`; `scratch` is that folder, made when it is first asked for."""
+    _state.task, _state.scratch = task, scratch
+
+
+def scratch_path() -> Path:
+    """The scratch folder of this task, made if need be; outside a task a temporary folder of this process."""
+    if _state.scratch is None:
+        import atexit
+        import shutil
+        import tempfile
+
+        _state.scratch = tempfile.mkdtemp(prefix="flowbook-scratch-")
+        atexit.register(shutil.rmtree, _state.scratch, ignore_errors=True)
+    path = Path(_state.scratch)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def __getattr__(name: str) -> Any:
+    if name == "scratch":
+        return scratch_path()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def give(scratch: str | None) -> None:
+    """Make `current` and `scratch` builtins, so that a user's own names come first and bodies need no import."""
+    import builtins
+
+    builtins.current = current  # type: ignore[attr-defined]
+    if scratch is not None:
+        builtins.scratch = Path(scratch)  # type: ignore[attr-defined]

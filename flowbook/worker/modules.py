@@ -1,90 +1,114 @@
-"""Imports of a task: local `.py` files as they were when the run started, and numpy's generator seeded when numpy arrives."""
+"""Imports inside a task: the notebook's local modules come from the store, and some modules are told of when they come.
+
+A local module has the content it had when the run started, whatever is on disk now, and its original `__file__`, so that data
+files beside it are found. Nothing is imported here before the body wants it.
+"""
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import importlib.util
+import linecache
+import os
 import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flowbook.store import layout
 from flowbook.store.base import Store
 
+Action = Callable[[types.ModuleType], None]
 
-class LocalModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Serves the run's local modules from its blobs. `__file__` is the original path, so data beside the code is found."""
 
-    def __init__(self, store: Store, modules: dict[str, Any]) -> None:
-        self._store, self._modules = store, modules
+# ---- local modules ---------------------------------------------------------------------------------------------------
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        known = self._modules.get(name)
-        if known is None:
+
+class _StoredLoader(importlib.machinery.SourceFileLoader):
+    """A source file whose text is a blob. All else (resources, `__file__`, `inspect`) is that of the file's place."""
+
+    def __init__(self, fullname: str, path: str, store: Store, blob: str) -> None:
+        super().__init__(fullname, path)
+        self._store, self._blob = store, blob
+
+    def get_data(self, path: str) -> bytes:
+        return self._store.get(layout.blob(self._blob)) if path == self.path else super().get_data(path)
+
+    def path_stats(self, path: str) -> Any:
+        raise OSError("no bytecode is read or written: it would be that of the file on disk")
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        source = self.get_source(self.name) or ""
+        linecache.cache[str(self.path)] = (len(source), None, source.splitlines(keepends=True), str(self.path))
+        super().exec_module(module)
+
+
+class _StoredFinder:
+    def __init__(self, modules: Mapping[str, Any], store: Store) -> None:
+        self._modules, self._store = modules, store
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        found = self._modules.get(name)
+        if found is None:
             return None
-        spec = importlib.machinery.ModuleSpec(name, self, origin=known["file"], is_package=bool(known["package"]))
-        spec.has_location = True
-        if known["package"]:
-            spec.submodule_search_locations = [known["file"].rpartition("/")[0]]
-        return spec
+        file = found["file"]
+        folders = [os.path.dirname(file)] if found.get("package") else None  # noqa: PTH120 (import machinery works on strings)
+        loader = _StoredLoader(name, file, self._store, found["blob"])
+        return importlib.util.spec_from_file_location(name, file, loader=loader, submodule_search_locations=folders)
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+
+def serve(modules: Mapping[str, Any], store: Store) -> None:
+    """Let the modules of Spec.modules be imported as they were when the run started, before any other of that name."""
+    if modules:
+        sys.meta_path.insert(0, _StoredFinder(modules, store))
+
+
+# ---- telling of imports ----------------------------------------------------------------------------------------------
+
+
+class _Watch:
+    """A finder that finds by the other finders, and has an action follow the module's own code."""
+
+    def __init__(self) -> None:
+        self.actions: dict[str, Action] = {}
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name not in self.actions:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                self._follow(spec, name)
+                return spec
         return None
 
-    def exec_module(self, module: ModuleType) -> None:
-        known = self._modules[module.__name__]
-        source = self._store.get(layout.blob(known["blob"]))
-        exec(compile(source, known["file"], "exec"), module.__dict__)
+    def _follow(self, spec: importlib.machinery.ModuleSpec, name: str) -> None:
+        loader: Any = spec.loader
+        run = loader.exec_module
 
-    def get_source(self, name: str) -> str:
-        return importlib.util.decode_source(self._store.get(layout.blob(self._modules[name]["blob"])))
+        def exec_module(module: types.ModuleType) -> None:
+            run(module)
+            if (action := self.actions.get(name)) is not None:
+                action(module)
 
-
-class _SeedNumpy(importlib.abc.MetaPathFinder):
-    """Seeds numpy's global generator right after numpy.random is imported: importing numpy just for that would cost 0.1 s."""
-
-    def __init__(self, seed: Callable[[], int]) -> None:
-        self._seed = seed
-        self._busy = False
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "numpy.random" or self._busy:
-            return None
-        self._busy = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self._busy = False
-        if spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            module.seed(self._seed())
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+        loader.exec_module = exec_module
 
 
-_numpy_seed = 0
+_watch = _Watch()
 
 
-def seed_all(seed: int) -> None:
-    """Seed `random` now, and numpy's global generator now or when it is imported."""
-    import random
+def when_imported(name: str, action: Action) -> None:
+    """Call `action` with the module: now if it is imported already, else right after its own code has run."""
+    module = sys.modules.get(name)
+    if module is not None:
+        action(module)
+        return
+    _watch.actions[name] = action
+    if _watch not in sys.meta_path:
+        sys.meta_path.insert(0, _watch)
 
-    global _numpy_seed
-    random.seed(seed)
-    _numpy_seed = seed % 2**32
-    loaded = sys.modules.get("numpy.random")
-    if loaded is not None:
-        loaded.seed(_numpy_seed)
-    elif not any(isinstance(f, _SeedNumpy) for f in sys.meta_path):
-        sys.meta_path.insert(0, _SeedNumpy(lambda: _numpy_seed))
+
+def seed_generators(seed: int) -> None:
+    """Seed `random` and numpy's global generator, each now or right after its import, which is left to the body."""
+    when_imported("random", lambda module: module.seed(seed))
+    when_imported("numpy.random", lambda module: module.seed(seed % 2**32))

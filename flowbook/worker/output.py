@@ -1,122 +1,298 @@
-"""What a body shows: text goes to the process's own stdout, rich output to the engine as frames.
+"""What a task shows: its streams, `display` and figures, and the frames that carry them to the engine.
 
-A frame says how large the output file was when it was shown, so that a figure stands between the right lines of text. Rich forms are
-found by the `_repr_*_` protocol alone; IPython is never imported here, but if the body imports it, its `display` comes to us.
+Rich output follows the `_repr_*_` protocol of notebooks, without IPython. If the body imports IPython or matplotlib, their ways to
+show something end here, too.
 """
 
 from __future__ import annotations
 
 import base64
+import builtins
+import contextlib
 import io
 import json
 import os
 import sys
-import uuid
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-MIMES = {
+from flowbook.worker import modules
+
+Json = Any
+Data = dict[str, Json]  # mime type → content, as in a notebook's output
+Publish = Callable[[Data, dict[str, Json], "str | None", bool], None]  # data, metadata, display id, update
+
+TEXT_LIMIT = 1_000_000  # characters of a text/plain
+FRAME_LIMIT = 7_500_000  # bytes; the engine drops lines longer than 8 MB
+SHOWN_ITEMS = 1_000  # of a container that is the value of a last expression, as in IPython
+LINE = 80
+
+_METHODS = {
     "_repr_html_": "text/html",
     "_repr_markdown_": "text/markdown",
     "_repr_svg_": "image/svg+xml",
     "_repr_png_": "image/png",
     "_repr_jpeg_": "image/jpeg",
+    "_repr_pdf_": "application/pdf",
     "_repr_latex_": "text/latex",
+    "_repr_json_": "application/json",
+    "_repr_javascript_": "application/javascript",
 }
-MAX_FRAME = 7_000_000
+
+
+def prepare_streams() -> None:
+    """Text output as UTF-8, a line at a time, never failing on odd characters; nothing to read on stdin."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (a descriptor, open as long as the process)
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the body may have closed or replaced it
+            stream.flush()
+
+
+# ---- frames ----------------------------------------------------------------------------------------------------------
 
 
 class Frames:
-    """Lines of JSON to the engine. They are hints: a lost one changes no result, so nothing here raises."""
+    """The pipe to the engine. Frames are hints: with no pipe, or nobody left to read it, they are dropped."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
+        self._lock = threading.Lock()
+        if fd is not None:
+            try:
+                os.set_inheritable(fd, False)  # a program that the body starts must not hold the pipe open
+            except OSError:
+                self._fd = None
+        os.register_at_fork(after_in_child=self._forget)
 
-    def send(self, frame: dict[str, Any]) -> None:
+    def _forget(self) -> None:
+        """In a forked child: it may live on, and must neither speak for the task nor hold the pipe open."""
+        self._lock = threading.Lock()
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = None
+
+    def send(self, frame: Mapping[str, Json]) -> bool:
+        """Whether the frame was written."""
         if self._fd is None:
-            return
-        try:
-            data = json.dumps(frame, default=str).encode() + b"\n"
-            if len(data) > MAX_FRAME:
-                if frame.get("f") != "display":
-                    return
-                note = f"(output of {len(data) / 1e6:.0f} MB left out)"
-                data = json.dumps({**frame, "data": {"text/plain": note}}).encode() + b"\n"
-            while data:
-                data = data[os.write(self._fd, data) :]
-        except (OSError, ValueError, TypeError, RecursionError):
-            return
+            return False
+        left = memoryview(json.dumps(frame, separators=(",", ":")).encode() + b"\n")
+        with self._lock:
+            try:
+                while left and self._fd is not None:
+                    left = left[os.write(self._fd, left) :]
+            except OSError:
+                self._fd = None
+        return not left
 
-    def phase(self, name: str) -> None:
-        self.send({"f": "phase", "phase": name})
+    def show(self, data: Data, metadata: dict[str, Json], display_id: str | None, update: bool) -> None:
+        """Send rich output; without a pipe its text is printed."""
+        flush()
+        while len(data) > 1 and sum(map(_length, data.values())) > FRAME_LIMIT:
+            del data[max(data, key=lambda mime: _length(data[mime]))]
+        frame = {"f": "display", "at": _printed(), "data": data, "metadata": metadata, "id": display_id, "update": update}
+        if not self.send(frame) and not update:
+            print(data.get("text/plain", ""))  # noqa: T201
 
 
-class Display:
-    """`display(...)` of a body."""
+def _printed() -> int:
+    """The size of the output file: what was printed before."""
+    try:
+        return os.fstat(1).st_size
+    except OSError:
+        return 0
 
-    def __init__(self, frames: Frames) -> None:
-        self._frames = frames
 
-    def __call__(self, *values: Any, display_id: Any = None, **ignored: Any) -> Any:
-        handle = None
-        for value in values:
-            name = None
-            if display_id:
-                name = display_id if isinstance(display_id, str) else uuid.uuid4().hex
-                handle = Handle(self, name)
-            self.publish(bundle(value), name)
-        return handle
+def _length(content: Json) -> int:
+    return len(content) if isinstance(content, str) else len(json.dumps(content))
 
-    def publish(self, data: dict[str, Any], name: str | None = None, update: bool = False) -> None:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            at = os.fstat(1).st_size
-        except (OSError, ValueError):
-            at = 0
-        if data:
-            self._frames.send({"f": "display", "at": at, "data": data, "metadata": {}, "id": name, "update": update})
+
+# ---- what a value looks like -----------------------------------------------------------------------------------------
+
+
+def bundle(value: Any, include: Iterable[str] | None = None, exclude: Iterable[str] | None = None) -> tuple[Data, dict[str, Json]]:
+    """All forms in which a value can be shown, text/plain always among them, and metadata. Never raises."""
+    data: Data = {"text/plain": text(value)}
+    metadata: dict[str, Json] = {}
+    for mime, content, about in [*_forms(value), *_whole_bundle(value, include, exclude)]:
+        encoded = _encoded(content)
+        if encoded is not None:
+            data[mime] = encoded
+            if about:
+                metadata[mime] = about
+    wanted, unwanted = set(include or data) | {"text/plain"}, set(exclude or ())
+    return {mime: content for mime, content in data.items() if mime in wanted and mime not in unwanted}, metadata
+
+
+def _forms(value: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(value, type):
+        return
+    for name, mime in _METHODS.items():
+        method = getattr(type(value), name, None)  # of the type: an object may answer to every name
+        if callable(method):
+            found = _called(partial(method, value), name, value)
+            content, about = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+            yield mime, content, about
+    if _is_figure(value) and (png := _called(lambda: figure_png(value), "savefig", value)) is not None:
+        yield "image/png", png, None
+
+
+def _whole_bundle(value: Any, include: Any, exclude: Any) -> Iterator[tuple[str, Any, Any]]:
+    method = None if isinstance(value, type) else getattr(type(value), "_repr_mimebundle_", None)
+    if not callable(method):
+        return
+    found = _called(lambda: method(value, include=include, exclude=exclude), "_repr_mimebundle_", value)
+    contents, about = found if isinstance(found, tuple) and len(found) == 2 else (found, {})
+    if isinstance(contents, Mapping):
+        for mime, content in contents.items():
+            yield str(mime), content, about.get(mime) if isinstance(about, Mapping) else None
+
+
+def _called(method: Callable[[], Any], name: str, value: Any) -> Any:
+    try:
+        return method()
+    except Exception as error:  # a form that fails is left out; the others show the value
+        print(f"{type(value).__name__}.{name} failed: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return None
+
+
+def _encoded(content: Any) -> Json | None:
+    """Content as JSON can carry it; None if it cannot."""
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return base64.b64encode(content).decode()
+    try:
+        json.dumps(content)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return content
+
+
+def text(value: Any) -> str:
+    """What a notebook prints for a value; never raises."""
+    try:
+        found = _laid_out(value) if type(value) in (list, dict, tuple, set, frozenset) else repr(value)
+    except Exception as error:
+        found = f"<{type(value).__name__}, whose repr raises {type(error).__name__}: {error}>"
+    return found if len(found) <= TEXT_LIMIT else f"{found[:TEXT_LIMIT]}…"
+
+
+def _laid_out(value: Any) -> str:
+    """A container over several lines if it is long, and only its beginning if it is very long."""
+    left = len(value) - SHOWN_ITEMS
+    if left > 0:
+        shown = list(value.items() if isinstance(value, dict) else value)[:SHOWN_ITEMS]
+        return f"{_laid_out(dict(shown) if isinstance(value, dict) else shown)}\n… {left:,} more"
+    found = repr(value)
+    if len(found) < LINE:
+        return found
+    import pprint
+
+    return pprint.pformat(value, width=LINE, sort_dicts=False)
+
+
+# ---- display ---------------------------------------------------------------------------------------------------------
 
 
 class Handle:
-    """What `display(x, display_id=True)` returns."""
+    """What `display(…, display_id=…)` gives: shows or updates in the same place."""
 
-    def __init__(self, display: Display, name: str) -> None:
-        self._display, self.display_id = display, name
+    def __init__(self, show: Display, display_id: str) -> None:
+        self._show, self.display_id = show, display_id
 
-    def update(self, value: Any, **ignored: Any) -> None:
-        self._display.publish(bundle(value), self.display_id, update=True)
+    def display(self, value: Any, **options: Any) -> None:
+        self._show(value, display_id=self.display_id, **options)
+
+    def update(self, value: Any, **options: Any) -> None:
+        self._show.update(value, display_id=self.display_id, **options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} display_id={self.display_id}>"
 
 
-def bundle(value: Any) -> dict[str, Any]:
-    """The value's forms by MIME type; text/plain always."""
-    data: dict[str, Any] = {}
-    cls = type(value)
-    if hasattr(cls, "_repr_mimebundle_"):
-        try:
-            found = value._repr_mimebundle_()
-            data.update(found[0] if isinstance(found, tuple) else found or {})
-        except Exception:  # a broken repr must not fail a step, as in a notebook
-            pass
-    for method, mime in MIMES.items():
-        if mime in data or not hasattr(cls, method):
-            continue
-        try:
-            found = getattr(value, method)()
-        except Exception:
-            continue
-        if isinstance(found, tuple):
-            found = found[0]
-        if found is not None:
-            data[mime] = found
+class Display:
+    """The function `display` of notebooks. `publish` takes what is shown."""
+
+    def __init__(self, publish: Publish) -> None:
+        self._publish = publish
+        self._figures: list[Any] = []  # shown by hand; not again when the body ends
+
+    def __call__(
+        self,
+        *values: Any,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] | None = None,
+        metadata: Mapping[str, Json] | None = None,
+        transient: Mapping[str, Json] | None = None,
+        display_id: str | bool | None = None,
+        raw: bool = False,
+        clear: bool = False,
+        update: bool = False,
+        **options: Any,
+    ) -> Handle | None:
+        """Show values as a notebook does. With `raw` they are mime bundles already."""
+        if display_id is True:
+            display_id = os.urandom(16).hex()
+        shown_id: str | None = display_id or (transient or {}).get("display_id") or None
+        for value in values:
+            if raw:
+                self.publish_raw(value, metadata, transient={"display_id": shown_id}, update=update)
+            elif not isinstance(value, type) and callable(own := getattr(type(value), "_ipython_display_", None)):
+                _called(partial(own, value), "_ipython_display_", value)
+            else:
+                data, about = bundle(value, include, exclude)
+                if _is_figure(value):
+                    self._figures.append(value)
+                self._publish(data, about | dict(metadata or {}), shown_id, update)
+        return Handle(self, shown_id) if display_id and shown_id else None
+
+    def update(self, value: Any, *, display_id: str, **options: Any) -> None:
+        self(value, display_id=display_id, **{**options, "update": True})
+
+    def publish_raw(
+        self,
+        data: Mapping[str, Any],
+        metadata: Mapping[str, Json] | None = None,
+        *args: Any,
+        transient: Mapping[str, Json] | None = None,
+        update: bool = False,
+        **options: Any,
+    ) -> None:
+        """Show a mime bundle as it is; parts that JSON cannot carry are left out."""
+        encoded = {str(mime): found for mime, content in data.items() if (found := _encoded(content)) is not None}
+        if encoded:
+            self._publish(encoded, dict(metadata or {}), (transient or {}).get("display_id"), update)
+
+    def value(self, value: Any) -> None:
+        """Show the value of a last expression."""
+        self(value)
+
+    def figures(self) -> None:
+        """Show and close the open figures of pyplot, as notebooks do after a cell. Imports nothing."""
+        pyplot, helpers = sys.modules.get("matplotlib.pyplot"), sys.modules.get("matplotlib._pylab_helpers")
+        if pyplot is None or helpers is None:
+            return
+        for manager in helpers.Gcf.get_all_fig_managers():
+            figure = manager.canvas.figure
+            if not any(figure is shown for shown in self._figures) and (figure.axes or figure.lines):
+                self(figure)
+        self._figures.clear()
+        pyplot.close("all")
+
+
+def _is_figure(value: Any) -> bool:
     figure = sys.modules.get("matplotlib.figure")
-    if figure is not None and isinstance(value, figure.Figure) and "image/png" not in data:
-        data["image/png"] = figure_png(value)
-    if "text/plain" not in data:
-        try:
-            data["text/plain"] = repr(value)[:100_000]
-        except Exception as error:
-            data["text/plain"] = f"<{cls.__name__}: its repr fails with {type(error).__name__}>"
-    return {mime: base64.b64encode(v).decode() if isinstance(v, bytes) else v for mime, v in data.items()}
+    return figure is not None and isinstance(value, getattr(figure, "Figure", ()))
 
 
 def figure_png(figure: Any) -> bytes:
@@ -125,35 +301,22 @@ def figure_png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def show_open_figures(display: Display) -> None:
-    """What the inline backend does at the end of a cell: figures that are open are shown and closed."""
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    if pyplot is None:
-        return
-    for number in pyplot.get_fignums():
-        display(pyplot.figure(number))
-    pyplot.close("all")
+# ---- hooks -----------------------------------------------------------------------------------------------------------
 
 
-def hook_ipython(display: Display) -> None:
-    """If the body has imported IPython, its display functions publish through us."""
-    functions = sys.modules.get("IPython.core.display_functions")
-    if functions is None or getattr(functions, "_flowbook", False):
-        return
-    functions._flowbook = True  # type: ignore[attr-defined]
+def install(display: Display) -> None:
+    """Make `display` a builtin, and the end of what IPython and pyplot show, if the body imports them."""
+    builtins.display = display  # type: ignore[attr-defined]
+    backend = os.environ.get("MPLBACKEND", "")
+    if not backend or "inline" in backend or "ipympl" in backend or "nbagg" in backend.lower() or backend == "widget":
+        os.environ["MPLBACKEND"] = "Agg"  # a kernel sets one that draws into its own cells
+    modules.when_imported("IPython.core.display_functions", lambda module: _hook_ipython(module, display))
+    modules.when_imported("matplotlib.pyplot", lambda module: setattr(module, "show", lambda *args, **options: display.figures()))
 
-    def publish(data: dict[str, Any], metadata: Any = None, *, transient: Any = None, update: bool = False, **ignored: Any) -> None:
-        display.publish(dict(data), (transient or {}).get("display_id"), update)
 
-    def show(*values: Any, raw: bool = False, display_id: Any = None, **ignored: Any) -> Any:
-        if raw:
-            for value in values:
-                publish(value)
-            return None
-        return display(*values, display_id=display_id)
-
-    functions.publish_display_data = publish  # type: ignore[attr-defined]
-    for name in ("IPython.core.display_functions", "IPython.display", "IPython.core.display"):
-        module = sys.modules.get(name)
-        if module is not None:
-            module.display = show  # type: ignore[attr-defined]
+def _hook_ipython(module: Any, display: Display) -> None:
+    # The functions of this module do nothing useful without an IPython shell; those who import them come after.
+    module.display = display
+    module.update_display = display.update
+    module.publish_display_data = display.publish_raw
+    module.clear_output = lambda wait=False: None

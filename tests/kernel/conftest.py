@@ -105,7 +105,7 @@ class Notebook:
 
     def value(self, expression: str) -> str:
         """The repr of an expression in the kernel."""
-        cell = self.ok(f"print(repr({expression}))")
+        cell = self.ok(f"print(repr(({expression})))")
         return cell.stdout.strip().splitlines()[-1]
 
     def close(self) -> None:

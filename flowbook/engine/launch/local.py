@@ -293,17 +293,15 @@ class _Frames:
 
     def close(self) -> None:
         """Take in what is left in the pipe. A process that escaped may still hold its end; it is not waited for."""
-        if self.write_fd >= 0:
+        if self.write_fd >= 0:  # the worker was not started
             os.close(self.write_fd)
-        elif self._loop is not None:
+        else:
             for _ in range(DRAIN):
                 if not self._read():
                     break
             self._feed(b"\n")
         self._stop()
-        if self._read_fd >= 0:
-            os.close(self._read_fd)
-            self._read_fd = -1
+        os.close(self._read_fd)
 
     def _stop(self) -> None:
         if self._loop is not None:

@@ -1,0 +1,670 @@
+"""The shell around state.py: one run driven from its first event to its last.
+
+    turn:  what happened → apply → decide, until nothing more follows → record all of it as one log object → act
+
+Nothing is started before the log says so, and the log object is created, never replaced: a refused create means that another
+engine owns the run, and this one steps back. Whether an attempt succeeded is told by its COMMIT alone; exits and frames only
+explain a missing one. Bytes that workers print stay in files: the engine reads their ends and moves them into the store.
+
+All waiting is here, all deciding is in state.py. Store calls run in threads, because a store may hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from flowbook.engine import events
+from flowbook.engine.admission import Capacity, admit
+from flowbook.engine.events import DIED, Event, Json, Task
+from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, find_devices, machine_capacity
+from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
+from flowbook.errors import StoreError, StoreMissing, StoreTooNew
+from flowbook.spec.flow import Resources, Spec, Step, from_json
+from flowbook.store import layout
+from flowbook.store.base import Store
+
+T = TypeVar("T")
+
+ROOM = 16  # launches asked of `decide` at once; more are asked for while they fit
+REUSE_ROOM = 256
+REQUESTS_S = 1.0  # between two looks for request objects
+PATIENCE_S = 600.0  # how long a store that refuses is tried again before the run is given up
+TAIL_BYTES = 64_000  # of output, in one message or error
+TAIL_LINES = 20
+TRACEBACK_LIMIT = 100_000  # characters kept in the log
+DISPLAY_LIMIT = 32_000_000  # bytes of rich output kept of one attempt
+SPEC_VERSION = 1
+
+
+class Launcher(Protocol):
+    async def run(self, attempt: Attempt, on_frame: Callable[[Frame], None]) -> Exit: ...
+
+
+class Machine:
+    """What the runs of one engine share: a launcher, and the room on this machine."""
+
+    def __init__(self, launcher: Launcher | None = None, capacity: Capacity | None = None) -> None:
+        self._local = LocalLauncher() if launcher is None else None
+        self.launcher: Launcher = self._local or launcher or LocalLauncher()
+        self.capacity = capacity or machine_capacity()
+        self._knows_gpus = capacity is not None
+        if self._local is not None:
+            self._local.devices = [str(i) for i in range(self.capacity.gpus)]
+        self.granted: dict[object, Resources] = {}
+        self.wakers: set[Callable[[], None]] = set()  # of the runs that may wait for room
+
+    async def look(self, spec: Spec) -> None:
+        """Find the GPUs, once, and only for a run that asks for one: asking the driver takes its time."""
+        if self._knows_gpus or not any(step.options.resources.gpu for step in spec.steps):
+            return
+        self._knows_gpus = True
+        devices = await asyncio.to_thread(find_devices, os.environ)
+        self.capacity = Capacity(self.capacity.cores, self.capacity.memory_mb, len(devices))
+        if self._local is not None:
+            self._local.devices = devices
+
+    def release(self, key: object) -> None:
+        if self.granted.pop(key, None) is not None:
+            for wake in list(self.wakers):
+                wake()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the workers of a run start: the notebook's environment, folder and import path; by default the engine's own. Never stored."""
+
+    env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    cwd: str = field(default_factory=os.getcwd)
+    sys_path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
+
+
+class SteppedBack(Exception):
+    """Another engine writes the log of this run."""
+
+
+class GivenUp(Exception):
+    """The store refused for longer than patience lasts."""
+
+
+@dataclass(eq=False)
+class Live:
+    """What is known of a running attempt besides the log."""
+
+    task: Task
+    attempt: int
+    output: Path
+    cancelled: bool = False
+    pod: asyncio.Task[Exit] | None = None
+    failed: Json = None  # the ERROR of its last "failed" frame
+    displays: list[Frame] = field(default_factory=list)
+    display_bytes: int = 0
+    displays_left_out: int = 0
+    shown: int = 0  # bytes of output that followers were told of
+
+    def take(self, frame: Frame) -> None:
+        if frame["f"] == "failed" and isinstance(frame.get("error"), dict):
+            self.failed = frame["error"]
+        elif frame["f"] == "display" and isinstance(frame.get("data"), dict):
+            self._take_display(frame)
+
+    def _take_display(self, frame: Frame) -> None:
+        size = len(json.dumps(frame["data"]))
+        if frame.get("update"):  # what it replaces goes, so that a progress bar does not grow
+            for i, shown in enumerate(self.displays):
+                if shown.get("id") == frame.get("id"):
+                    self.displays[i] = {**shown, "data": frame["data"], "metadata": frame.get("metadata", {})}
+            return
+        if self.display_bytes + size > DISPLAY_LIMIT:
+            self.displays_left_out += 1
+            return
+        self.display_bytes += size
+        self.displays.append(frame)
+
+    def tail(self) -> tuple[str, int]:
+        """The last part printed and how many bytes there are in all."""
+        try:
+            with self.output.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - TAIL_BYTES))
+                data = file.read(TAIL_BYTES)
+        except OSError:
+            return "", 0
+        if size > TAIL_BYTES:
+            data = data.lstrip(bytes(range(0x80, 0xC0)))  # the rest of a character that was cut
+        return data.decode("utf-8", "replace"), size
+
+
+class Run:
+    """One run, driven by this engine. `packed` are the batches recorded so far, each a JSON array of events.
+
+    `say` is called with every hint (docs/internals.md, "Socket", "←" without "events"), `changed` when a batch was added.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        flow: str,
+        run: str,
+        machine: Machine,
+        place: Place | None = None,
+        *,
+        say: Callable[[dict[str, Json]], None] = lambda message: None,
+        changed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.store, self.flow, self.run, self.machine = store, flow, run, machine
+        self.place = place or Place()
+        self.state: RunState | None = None
+        self.live: dict[Task, Live] = {}
+        self.packed: list[bytes] = []
+        self.last_trouble = ""
+        self._say_hint, self._changed, self._clock, self._patience_s = say, changed, clock, patience_s
+        self._number = 0
+        self._turn: list[Event] = []  # happened, not yet recorded
+        self._inbox: list[Event] = []  # happened, not yet applied
+        self._attempts: set[asyncio.Task[None]] = set()
+        self._wake, self._poked = asyncio.Event(), asyncio.Event()
+        self._seen: set[str] = set()  # request objects
+        self._broken: BaseException | None = None
+        self._given_up = self._over_here = False
+        self._folder: Path | None = None
+        self._origins: dict[Task, str] | None = None
+
+    # ---- from outside -----------------------------------------------------------------------------------------------------
+
+    async def drive(self) -> str | None:
+        """Drive the run to its end and give its state; None if this engine cannot go on with it (it has said so)."""
+        self.machine.wakers.add(self._wake.set)
+        requests: asyncio.Task[None] | None = None
+        try:
+            spec = await self._insist(self._load)
+            self.state = RunState(spec)
+            await self.machine.look(spec)
+            self._folder = await self._insist(self._make_folder)
+            requests = asyncio.create_task(self._watch_requests(self.state))
+            await self._turns(self.state)
+            return self.state.ended
+        except GivenUp as error:
+            await self._let_finish()
+            self._end_without_log(
+                f"{error}. Run {self.run} is given up here; what its tasks made is kept: `%flow resume` runs what is missing"
+            )
+        except SteppedBack:
+            self._end_without_log(f"another engine owns run {self.run}; this one has stepped back")
+        except (StoreError, ValueError, TypeError, KeyError) as error:
+            self._end_without_log(f"run {self.run} cannot be driven: {error}")
+            traceback.print_exc(file=sys.stderr)
+        except Exception as error:  # a mistake of our own must not end the other runs of this engine
+            self._end_without_log(
+                f"run {self.run} met a fault of flowbook ({type(error).__name__}: {error}); `%flow resume` goes on with it"
+            )
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            if requests is not None:
+                requests.cancel()
+            await self._clear_up()
+        return None
+
+    def poke(self) -> None:
+        """A request object was written."""
+        self._poked.set()
+
+    def stop(self) -> None:
+        """Stop the run now, its --always steps included: the engine itself is asked to end."""
+        self._inbox += [events.stop_requested(self._clock()), events.stop_requested(self._clock())]
+        self._wake.set()
+
+    def show_output(self) -> None:
+        """Tell followers what was printed since the last call."""
+        for live in self.live.values():
+            self._show_output(live)
+
+    def displays(self) -> list[dict[str, Json]]:
+        """The rich output of the attempts that run now, for a follower who came late."""
+        return [self._hint(live, {"say": "frame", **frame}) for live in self.live.values() for frame in live.displays]
+
+    # ---- the loop -----------------------------------------------------------------------------------------------------------
+
+    async def _turns(self, state: RunState) -> None:
+        self._happened(state, events.run_started(self._clock()))
+        while True:
+            self._wake.clear()
+            if self._broken is not None:
+                raise self._broken
+            inbox, self._inbox = self._inbox, []
+            for event in inbox:
+                self._happened(state, event)
+            starts, wake_at = await self._carry_out(state)
+            await self._record()
+            for launch, granted in starts:
+                self._start(state, launch, granted)
+            if state.ended is not None:
+                return
+            timeout = None if wake_at is None else max(0.0, wake_at - self._clock())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), timeout)
+
+    def _happened(self, state: RunState, event: Event) -> None:
+        state.apply(event)
+        self._turn.append(event)
+
+    async def _carry_out(self, state: RunState) -> tuple[list[tuple[Launch, Resources]], float | None]:
+        """Decide until nothing more follows. Launches are admitted and entered in the log here, and started after it is written."""
+        starts: list[tuple[Launch, Resources]] = []
+        room = ROOM
+        while True:
+            wake_at, before, launches = None, len(self._turn), []
+            for command in decide(state, self._clock(), room):
+                match command:
+                    case Cancel(task):
+                        self._cancel(task)
+                    case Skip(task, why):
+                        self._happened(state, events.skipped(task, self._clock(), why))
+                    case Finish(ended):
+                        self._happened(state, events.run_ended(self._clock(), ended))
+                    case Wake(at):
+                        wake_at = at
+                    case Launch():
+                        launches.append(command)
+            tried = await self._reuse(state, [launch for launch in launches if launch.reusable])
+            starts += self._admit(state, [launch for launch in launches if not launch.reusable])
+            if len(self._turn) == before and not tried:
+                return starts, wake_at
+            room = REUSE_ROOM if tried else ROOM
+
+    def _admit(self, state: RunState, launches: list[Launch]) -> list[tuple[Launch, Resources]]:
+        most = None if state.spec.max_parallel is None else max(0, state.spec.max_parallel - len(state.active))
+        asked = ((launch, _ask(state, launch.task)) for launch in launches)
+        admitted = admit(asked, self.machine.granted.values(), self.machine.capacity, most)
+        for launch, granted, notes in admitted:
+            self.machine.granted[self, launch.task] = granted
+            notes += tuple(
+                f"environment variable {name} is not set where the notebook runs"
+                for name, value in state.spec.step(launch.task.step).options.env
+                if value is None and name not in self.place.env
+            )
+            self._happened(state, events.launched(launch.task, self._clock(), launch.attempt, notes))
+        return [(launch, granted) for launch, granted, _ in admitted]
+
+    async def _record(self) -> None:
+        """All that happened in this turn, as one log object."""
+        if not self._turn:
+            return
+        turn, self._turn = self._turn, []
+        packed = events.pack(turn)
+        key = layout.log(self.flow, self.run, self._number)
+        if not await self._insist(self.store.create, key, events.batch(packed)):
+            raise SteppedBack
+        self._number += 1
+        self.packed.append(packed)
+        self._changed()
+
+    # ---- results of an earlier run ------------------------------------------------------------------------------------------
+
+    async def _reuse(self, state: RunState, launches: list[Launch]) -> bool:
+        """Take committed tasks of the origin run; True if there was anything to try."""
+        if not launches:
+            return False
+        tasks = [launch.task for launch in launches]
+        for task, (run, commit) in zip(tasks, await self._insist(self._find_commits, state.spec, tasks), strict=True):
+            if commit is None:
+                state.not_reusable(task)
+                continue
+            facts = _facts(state.spec.step(task.step), task, commit)
+            event = events.reused(
+                task, self._clock(), run=run, attempt=commit.get("attempt", 0), missing=facts["missing"], plans=facts["plans"]
+            )
+            self._happened(state, event)
+        return True
+
+    def _find_commits(self, spec: Spec, tasks: list[Task]) -> list[tuple[str, Json]]:
+        origin = spec.origin
+        assert origin is not None
+        if self._origins is None:
+            self._origins = _reused_places(self.store, self.flow, origin)
+        found = []
+        for task in tasks:
+            run = self._origins.get(task, origin)
+            try:
+                commit = read_commit(self.store, self.flow, run, task)
+            except StoreError:
+                commit = None  # damaged: it is made again
+            found.append((run, commit if commit is not None and not commit.get("caught") else None))
+        return found
+
+    # ---- attempts -----------------------------------------------------------------------------------------------------------
+
+    def _start(self, state: RunState, launch: Launch, granted: Resources) -> None:
+        assert self._folder is not None
+        task = launch.task
+        name = f"{task.step}-{layout.task_key(task.index, task.part)}-{launch.attempt}"
+        live = self.live[task] = Live(task, launch.attempt, self._folder / name)
+        attempt = self._order(state, live, granted)
+        live.pod = asyncio.create_task(self.machine.launcher.run(attempt, lambda frame: self._on_frame(live, frame)))
+        follow = asyncio.create_task(self._follow(state, live, granted))
+        self._attempts.add(follow)
+        follow.add_done_callback(self._attempts.discard)
+
+    def _order(self, state: RunState, live: Live, granted: Resources) -> Attempt:
+        task, spec = live.task, state.spec
+        options = spec.step(task.step).options
+        inputs, joins, item, failures = state.order_inputs(task)
+        order = {
+            "store": self.store.describe(),
+            "flow": self.flow,
+            "run": self.run,
+            "step": task.step,
+            "index": list(task.index),
+            "part": task.part,
+            "attempt": live.attempt,
+            "inputs": inputs,
+            "joins": joins,
+            "item": item,
+            "failures": failures,
+            "cwd": self.place.cwd,
+            "sys_path": list(self.place.sys_path),
+        }
+        step_env = {name: value for name, value in options.env if value is not None}
+        return Attempt(order, live.output, self.place.env, step_env, granted, options.timeout_s)
+
+    async def _follow(self, state: RunState, live: Live, granted: Resources) -> None:
+        """From the start of an attempt to the event that tells its end."""
+        assert live.pod is not None
+        try:
+            await asyncio.wait({live.pod})
+            ended = _ended(live.pod)
+            self.machine.release((self, live.task))
+            self._show_output(live)
+            event = await self._insist(self._conclude, state, live, ended, granted)
+            self._inbox.append(event)  # not in one line: the inbox is another list after the await
+        except Exception as error:
+            self._broken = self._broken or error  # raised where the run is driven
+        finally:
+            self.machine.release((self, live.task))
+            self.live.pop(live.task, None)
+            self._wake.set()
+
+    def _cancel(self, task: Task) -> None:
+        live = self.live.get(task)
+        if live is not None and live.pod is not None and not live.cancelled:
+            live.cancelled = True
+            live.pod.cancel()
+
+    def _conclude(self, state: RunState, live: Live, ended: Exit | None, granted: Resources) -> Event:
+        """What became of an attempt, from its COMMIT, else from how it ended. Runs in a thread; may be run again after a StoreError."""
+        task, step = live.task, state.spec.step(live.task.step)
+        commit = read_commit(self.store, self.flow, self.run, task)
+        error = None
+        if commit is None and ended is not None:
+            error = _error(live, ended, step, granted, state.tasks[task].item)
+            if task.part == "body" and step.options.catch and error["reason"] in DIED and not state.attempts_left(task):
+                commit = self._commit_caught(step.options.catch, live, error, ended)
+        self._keep(live)
+        if commit is not None:
+            return events.succeeded(task, self._clock(), live.attempt, **_facts(step, task, commit))
+        if error is not None:
+            return events.failed(task, self._clock(), live.attempt, error=error)
+        return events.stopped(task, self._clock())
+
+    def _commit_caught(self, variable: str, live: Live, error: Json, ended: Exit) -> Json:
+        """--catch of a death that the worker could not commit itself. A COMMIT that is there after all wins."""
+        text = f"{error['reason']}: {error['message']}"
+        entry = {"kind": "json", "json": text, "type": "str", "size": len(text.encode()), "repr": repr(text)[:200]}
+        caught = {"type": error["reason"], "message": error["message"]}
+        commit = {"v": 1, "attempt": live.attempt, "artifacts": {variable: entry}, "unsaved": {}, "plans": {}, "item": error.get("item")}
+        commit |= {"warnings": [], "changed": [], "caught": caught, "seconds": {}, "peak_mb": ended.peak_mb}
+        self.store.create(layout.commit(self.flow, self.run, live.task.step, live.task.index), json.dumps(commit).encode())
+        return read_commit(self.store, self.flow, self.run, live.task)
+
+    def _keep(self, live: Live) -> None:
+        """Move what an attempt printed and showed into the store."""
+        place = (self.flow, self.run, live.task.step, live.task.index, live.attempt, live.task.part)
+        try:
+            size = live.output.stat().st_size
+        except FileNotFoundError:
+            size = 0  # never started, or moved already
+        if size:
+            self.store.adopt_file(layout.output(*place), live.output)
+        else:
+            live.output.unlink(missing_ok=True)
+        if live.displays:
+            shown = {"frames": live.displays, "left_out": live.displays_left_out}
+            self.store.create(layout.display(*place), json.dumps(shown).encode())
+
+    # ---- hints --------------------------------------------------------------------------------------------------------------
+
+    def _hint(self, live: Live, message: Mapping[str, Json]) -> dict[str, Json]:
+        task = live.task
+        where = {"step": task.step, "index": list(task.index), "part": task.part, "attempt": live.attempt}
+        return {**message, "flow": self.flow, "run": self.run, **where}
+
+    def _on_frame(self, live: Live, frame: Frame) -> None:
+        live.take(frame)
+        if frame["f"] in ("phase", "display"):
+            self._say_hint(self._hint(live, {**frame, "say": "frame"}))
+
+    def _show_output(self, live: Live) -> None:
+        try:
+            size = live.output.stat().st_size
+        except OSError:
+            return
+        if size != live.shown:
+            text, live.shown = live.tail()
+            self._say_hint(self._hint(live, {"say": "output", "text": text, "size": live.shown}))
+
+    def _trouble(self, message: str) -> None:
+        """An empty message says that the trouble is over."""
+        if message != self.last_trouble:
+            self.last_trouble = message
+            self._say_hint({"say": "trouble", "flow": self.flow, "run": self.run, "message": message})
+
+    # ---- requests -----------------------------------------------------------------------------------------------------------
+
+    async def _watch_requests(self, state: RunState) -> None:
+        while True:
+            try:
+                found = await asyncio.to_thread(self._new_requests, state)
+            except StoreError:
+                found = []  # looked for again in a moment
+            if found:
+                self._inbox += found
+                self._wake.set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), REQUESTS_S)
+            self._poked.clear()
+
+    def _new_requests(self, state: RunState) -> list[Event]:
+        found = []
+        for key in self.store.list(layout.request_prefix(self.flow, self.run)):
+            if key not in self._seen:
+                event = _request(self.store.get(key), state.spec, self._clock())
+                self._seen.add(key)
+                found += [event] if event is not None else []
+        return found
+
+    # ---- trouble, and the end -------------------------------------------------------------------------------------------------
+
+    async def _insist(self, act: Callable[..., T], *args: Any) -> T:
+        """Do it in a thread; while the store refuses, say so and try again. Raises GivenUp after `patience_s`."""
+        started, delay = time.monotonic(), 0.25
+        while True:
+            try:
+                result = await asyncio.to_thread(act, *args)
+                if not self._over_here:
+                    self._trouble("")
+                return result
+            except (StoreMissing, StoreTooNew):
+                raise
+            except StoreError as error:
+                if self._given_up or time.monotonic() - started + delay > self._patience_s:
+                    self._given_up = True
+                    raise GivenUp(str(error)) from error
+                self._trouble(
+                    f"{error}. Nothing is lost: it is tried again for {self._patience_s / 60:.0f} minutes, and no new task starts"
+                )
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 30.0)
+
+    def _load(self) -> Spec:
+        data = json.loads(self.store.get(layout.spec(self.flow, self.run)))
+        if data.get("version", 1) > SPEC_VERSION:
+            raise StoreTooNew(f"run {self.run} was written by a newer flowbook. Restart the kernel after an upgrade")
+        spec = from_json(Spec, data)
+        assert isinstance(spec, Spec)
+        return spec
+
+    def _make_folder(self) -> Path:
+        """For what attempts print: on the store's own disk, so that it is moved and not copied."""
+        return Path(tempfile.mkdtemp(prefix=f"run-{self.run}-", dir=self.store.local_dir()))
+
+    def _end_without_log(self, message: str) -> None:
+        """Nobody who follows may wait for ever: they are told an end that the log does not hold, and why."""
+        self._over_here = True
+        self._trouble(message)
+        self.packed.append(events.pack([events.run_ended(self._clock(), "failed")]))
+        self._changed()
+
+    async def _let_finish(self) -> None:
+        """What runs may commit by itself; it is not stopped because the log cannot be written."""
+        if self._attempts:
+            await asyncio.wait(self._attempts)
+
+    async def _clear_up(self) -> None:
+        """Stop what still runs (nothing does after an ordinary end) and take the folder of outputs away."""
+        self.machine.wakers.discard(self._wake.set)
+        self._given_up = True
+        for task in list(self.live):
+            self._cancel(task)
+        await self._let_finish()
+        if self._folder is not None:
+            await asyncio.to_thread(self._remove_folder, self._folder)
+        self._changed()
+
+    def _remove_folder(self, folder: Path) -> None:
+        """What an attempt printed and could not be moved into the store stays where it is."""
+        if self.state is None or self.state.ended is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+# ---- reading and telling ------------------------------------------------------------------------------------------------
+
+
+def read_commit(store: Store, flow: str, run: str, task: Task) -> Json:
+    from flowbook.store.results import read_commit as read  # it brings the codec, which start-up need not wait for
+
+    return read(store, flow, run, task.step, task.index, task.part)
+
+
+def _ask(state: RunState, task: Task) -> Resources:
+    """A plan task evaluates one expression: a core at most, and no GPU."""
+    asked = state.spec.step(task.step).options.resources
+    return asked if task.part == "body" else Resources(cpu=min(1.0, asked.cpu))
+
+
+def _ended(pod: asyncio.Task[Exit]) -> Exit | None:
+    """How an attempt ended; None if it was stopped."""
+    if pod.cancelled():
+        return None
+    error = pod.exception()
+    return pod.result() if error is None else Exit("lost", message=f"the worker could not be watched: {type(error).__name__}: {error}")
+
+
+def _facts(step: Step, task: Task, commit: Json) -> dict[str, Json]:
+    """The part of a COMMIT that the log repeats. A name that was bound but could not be saved is not missing: reading it is an error."""
+    made = commit.get("artifacts", {}).keys() | commit.get("unsaved", {}).keys()
+    foreach, catch = step.options.foreach, step.options.catch
+    names = dict.fromkeys((*step.saves, *(foreach.names if foreach else ()), *([catch] if catch else ())))
+    kept = ("when", "count", "items", "reprs", "error")
+    return {
+        "missing": [name for name in names if name not in made] if task.part == "body" else [],
+        "plans": {name: {key: plan[key] for key in kept if key in plan} for name, plan in commit.get("plans", {}).items()},
+        "caught": bool(commit.get("caught")),
+        "warnings": commit.get("warnings", []),
+        "seconds": commit.get("seconds"),
+        "peak_mb": commit.get("peak_mb"),
+    }
+
+
+def _reused_places(store: Store, flow: str, run: str) -> dict[Task, str]:
+    """The tasks that a run took from runs before it, and where their COMMITs are."""
+    found = {}
+    for key in store.list(layout.log_prefix(flow, run)):
+        for event in events.unbatch(store.get(key), key):
+            if event["e"] == "reused":
+                found[events.task_of(event)] = event["run"]
+    return found
+
+
+def _request(data: bytes, spec: Spec, at: float) -> Event | None:
+    """A request object as an event; None for what is no request, or of a later version."""
+    try:
+        request = json.loads(data)
+        step, index = request.get("step"), request.get("index")
+    except (ValueError, AttributeError):
+        return None
+    known = step is None or any(step == known.name for known in spec.steps)
+    is_index = index is None or (step is not None and isinstance(index, list) and all(type(i) is int for i in index))
+    if request.get("ask") != "stop" or not known or not is_index:
+        return None
+    return events.stop_requested(at, step, index)
+
+
+def _error(live: Live, ended: Exit, step: Step, granted: Resources, item: str | None) -> dict[str, Json]:
+    """ERROR of an attempt that left no COMMIT. What the worker said of itself counts, unless it was killed for its limits."""
+    error: dict[str, Json]
+    if live.failed is not None and ended.reason in ("ended", "killed"):
+        error = {"reason": "error", **live.failed}
+        error["traceback"] = str(error.get("traceback") or "")[-TRACEBACK_LIMIT:]
+    else:
+        reason = "exit" if ended.reason == "ended" else ended.reason
+        error = {"reason": reason, "message": _why(live.task, ended, step, granted)}
+    if item is not None:
+        error.setdefault("item", item)
+    if not error.get("output_tail"):
+        error["output_tail"] = last_lines(live.tail()[0])
+    return error
+
+
+def _why(task: Task, ended: Exit, step: Step, granted: Resources) -> str:
+    if ended.reason == "oom":
+        peak = f"{ended.peak_mb:.0f} MB" if ended.peak_mb is not None else "more memory than it may"
+        limit = f"its limit is {granted.memory_mb} MB"
+        return f"{task} used {peak}, {limit}. Ask for more with --memory, or load less at once"
+    if ended.reason == "timeout":
+        return f"{task} ran longer than its limit of {step.options.timeout_s:g} s. Raise --timeout, or give it less to do"
+    if ended.reason == "killed":
+        hints = {
+            "SIGKILL": " (often the system, when memory is short: ask for what it needs with --memory)",
+            "SIGSEGV": " (compiled code crashed)",
+        }
+        return f"the process of {task} was killed by {ended.signal}{hints.get(ended.signal or '', '')}. Run it again, or look at its last output"
+    if ended.reason == "ended":
+        return f"{task}: the body ended the process: os._exit({ended.code}). Let it run to its end; to make it fail, raise an error"
+    return ended.message or f"{task} was lost ({ended.reason})"
+
+
+def last_lines(text: str) -> str:
+    """The last lines as a terminal would show them: what a carriage return overwrote is gone, colours stay.
+
+    >>> last_lines("10%\\r20%\\ndone\\n")
+    '20%\\ndone'
+    """
+    lines = [re.sub(r"\r+\Z", "", line).rpartition("\r")[2] for line in text.rstrip("\n").split("\n")]
+    return "\n".join(lines[-TAIL_LINES:])
