@@ -100,7 +100,7 @@ class FlowDef:
     steps: dict[str, StepCell] = field(default_factory=dict)
     params: dict[str, Param] = field(default_factory=dict)
     setups: list[SetupCell] = field(default_factory=list)
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -807,7 +807,7 @@ def read_params(source: str, label: str, namespace: dict[str, Any]) -> list[Para
             if isinstance(node, ast.Assign) and len(node.targets) == 1
             else None
         )
-        if not isinstance(target, ast.Name) or getattr(node, "value", None) is None:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or not isinstance(target, ast.Name) or node.value is None:
             findings.append(Finding(where, "not a parameter", "Write one `name = value` or `name: type = value` a line."))
             continue
         name = target.id

@@ -162,7 +162,7 @@ def from_json(cls: Any, data: Json) -> Any:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(from_json(args[0], item) for item in data)
         return tuple(from_json(arg, item) for arg, item in zip(args, data, strict=True))
-    if dataclasses.is_dataclass(cls):
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls)
         names = {f.name for f in dataclasses.fields(cls)}
         return cls(**{key: from_json(hints[key], value) for key, value in data.items() if key in names})
