@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHON
+unexport PYTHONDONTWRITEBYTECODE # else each worker compiles what it imports anew: seconds, for every task
 
 .PHONY: help quickstart test smoke lint lab bench pins clean env
 

@@ -203,6 +203,28 @@ def test_followers_see_events_from_the_start_and_hints_in_their_place(engine: En
     assert client.said("output")[-1]["text"] == "hello\n"
 
 
+def test_who_follows_a_run_before_it_is_asked_for_is_told_of_it(engine: Engine) -> None:
+    early, client = engine.connect(), engine.connect()
+    early.send(do="follow", flow="demo", run="1")
+    early.send(do="follow", flow="demo", run="none")
+    time.sleep(0.2)  # not for an outcome: either order must do, and this makes the early one likely
+    engine.start(client, QUICK)
+
+    early.until(lambda: early.ended() is not None)
+
+    assert early.said("trouble") == []
+
+
+def test_a_run_of_another_engine_is_shown_as_far_as_its_log_goes(engine: Engine) -> None:
+    engine.store.create(layout.log("demo", "1", 0), events.batch(events.pack([events.run_started(1.0)])))
+    client = engine.connect()
+    client.send(do="follow", flow="demo", run="1")
+
+    client.until(lambda: bool(client.events()) and bool(client.said("trouble")))
+
+    assert "not driven by this engine" in client.said("trouble")[0]["message"]
+
+
 def test_what_a_running_task_prints_is_seen_while_it_runs(engine: Engine) -> None:
     client = engine.connect()
     engine.start(client, SLOW)

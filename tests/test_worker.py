@@ -377,6 +377,18 @@ def test_joined_tasks_are_read_lazily_and_changes_of_theirs_are_told(project: Pr
     assert ran.commit["warnings"] == ["`train[0].model` was changed in place; the change is not saved. Assign it to a name to keep it."]
 
 
+def test_a_class_that_comes_with_a_joined_value_is_no_name_of_the_body(project: Project) -> None:
+    project.capture("class M:\n    w = 1\nclass N(M): pass")
+    project.define(
+        cell("a", "m = M()\nclass Own: pass\nown = Own()", captures=("M",), saves=("m", "own", "Own")),
+        cell("end", "w = a.m.w\nown = type(a.own).__name__", 4, join=("a",), saves=("w", "own")),
+    )
+    assert project.run("a").code == 0
+    ran = project.run("end", joins={"a": {"index": [], "count": None, "exceptions": {}, "run": RUN}})
+
+    assert ran.artifacts["w"]["json"] == 1 and ran.artifacts["own"]["json"] == "Own" and ran.commit and ran.commit["warnings"] == []
+
+
 def test_input_files_must_be_those_of_the_start_of_the_run(project: Project) -> None:
     (project.folder / "data.csv").write_text("1")
     known = {"size": 1, "mtime_ns": 0, "sha256": hashlib.sha256(b"1").hexdigest()}

@@ -229,6 +229,9 @@ class Server:
             say=lambda hint: self._say(key, hint),
             changed=lambda: self._wake_followers(key),
         )
+        for client in self.clients:
+            if key in client.followed:
+                self._attach(client, key, run)
         driven = asyncio.create_task(self._drive(key, run))
         self._driven.add(driven)
         driven.add_done_callback(self._driven.discard)
@@ -247,24 +250,30 @@ class Server:
             self._busy.set()
 
     async def _follow(self, client: Client, key: Key) -> None:
-        """From the first event on: of a run that is driven here from memory, of any other from the store."""
-        run = self.runs.get(key)
-        if run is not None:
-            client.followed[key] = Followed(key, run.packed)
-            for message in run.displays():
-                client.hint(key, message)
-            if run.last_trouble:
-                client.hint(key, _trouble(key, run.last_trouble))
-            client.awake.set()
-            return
-        try:
-            batches, ended = await asyncio.to_thread(_read_log, self.store, key)
-        except StoreError as error:
-            client.hint(key, _trouble(key, str(error)))
-            return
-        client.followed[key] = Followed(key, batches, complete=True)
-        if not ended:
-            client.hint(key, _trouble(key, f"run {key[1]} is not driven by this engine"))
+        """From the first event on: of a run that is driven here from memory, of any other from the store.
+
+        A run that is in neither may be asked for in a moment, by another client: who follows it is then told of it.
+        """
+        if key not in self.runs:
+            try:
+                batches, ended = await asyncio.to_thread(_read_log, self.store, key)
+            except StoreError as error:
+                client.hint(key, _trouble(key, str(error)))
+                return
+            if key not in self.runs:
+                client.followed[key] = Followed(key, batches, complete=bool(batches))
+                if batches and not ended:
+                    client.hint(key, _trouble(key, f"run {key[1]} is not driven by this engine"))
+                client.awake.set()
+                return
+        self._attach(client, key, self.runs[key])
+
+    def _attach(self, client: Client, key: Key, run: Run) -> None:
+        client.followed[key] = Followed(key, run.packed)
+        for message in run.displays():
+            client.hint(key, message)
+        if run.last_trouble:
+            client.hint(key, _trouble(key, run.last_trouble))
         client.awake.set()
 
     def _say(self, key: Key, hint: Mapping[str, Json]) -> None:

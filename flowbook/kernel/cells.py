@@ -86,7 +86,9 @@ class Cells:
         cell_id = getattr(info, "cell_id", None)
         first = self._first.setdefault(cell_id, number) if cell_id else number
         transformed = getattr(info, "transformed_cell", None) or info.raw_cell
-        self.ran.append(Ran(number, first, cell_id, self._shell.execution_count, info.raw_cell, transformed))
+        # The shell counts a cell before this event since IPython 9, after it in 8; the history knows which In[] is next in both.
+        count = len(self._shell.history_manager.input_hist_raw)
+        self.ran.append(Ran(number, first, cell_id, count, info.raw_cell, transformed))
 
     @property
     def now(self) -> Ran | None:

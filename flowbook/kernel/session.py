@@ -547,7 +547,7 @@ class Session:
                 )
         for name, param in flow.params.items():
             present = self.shell.user_ns.get(name, param.default)
-            if not self.names.param_untouched(name):
+            if name not in given and not self.names.param_untouched(name):
                 raise DefinitionError(
                     Finding(
                         f"parameter {name}",

@@ -53,8 +53,6 @@ BUILTINS = (
 
 VISIBLE_KINDS = frozenset({"import", "function", "class"})  # of `Body.others`: visible to later steps although no artifacts
 
-_NO_CERTAIN_STATE: Mapping[str, int] = {}
-
 
 @dataclass(frozen=True)
 class Body:
@@ -697,7 +695,7 @@ class _Flow:
         return name if self.class_id is None or name in self.class_globals else f"{name} {self.class_id}"
 
     def _mask(self, key: str) -> int:
-        return (self.state or _NO_CERTAIN_STATE).get(key, ABSENT)
+        return ABSENT if self.state is None else self.state.get(key, ABSENT)
 
     def _set(self, key: str, mask: int) -> None:
         if self.state is None:

@@ -538,7 +538,7 @@ class _Linker:
         elif name not in order:
             near = difflib.get_close_matches(name, sorted(order), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            self.wrong(node.where(), f"{option} {name}: there is no step {name}{hint}", f"steps: {', '.join(order_names(order))}")
+            self.wrong(node.where(), f"{option} {name}: there is no step {name}{hint}", f"steps: {', '.join(_by_position(order))}")
         elif order[name] > order[node.name] and not (name in cyclic and node.name in cyclic):
             below = self.node(name)
             self.wrong(node.where(), f"{option} {name}: {below.shown if below else name} stands below", "move one of the two cells")
@@ -609,7 +609,7 @@ def _is_prefix(outer: Scope, inner: Scope) -> bool:
     return inner[: len(outer)] == outer
 
 
-def order_names(order: Mapping[str, int]) -> list[str]:
+def _by_position(order: Mapping[str, int]) -> list[str]:
     """Names by their position."""
     return sorted(order, key=lambda name: order[name])
 
@@ -617,7 +617,7 @@ def order_names(order: Mapping[str, int]) -> list[str]:
 def _cycles(references: Mapping[str, Sequence[str]], order: Mapping[str, int]) -> Iterator[list[str]]:
     """Each cycle of references once, beginning with its topmost step; a step that names itself is another mistake."""
     seen: set[frozenset[str]] = set()
-    for start in order_names(order):
+    for start in _by_position(order):
         path = _path_back(references, start)
         if path and frozenset(path) not in seen:
             seen.add(frozenset(path))

@@ -433,7 +433,7 @@ class Attempt:
         known = {*saves, *(name for name, _ in self.step.unsaved), *self.shown_names}
         levels = dict(self.step.watch)
         for name, value in self.main.items():
-            if name.startswith("_") or name in known or before.get(name, _MISSING) is value:
+            if name.startswith("_") or name in known or before.get(name, _MISSING) is value or self.scope.gave(name, value):
                 continue
             reader = self._later_reader(name)
             text = f"`{name}` was set by {self.name} ({self.step.label}) in a way that its text does not show, and is not saved"

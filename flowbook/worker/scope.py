@@ -59,6 +59,7 @@ class Scope:
         self.notes: list[str] = []
         self.reader = Recording(store, spec.flow, self.main, self.resolve, keys=self.key_of, notes=self.notes)
         self._captured: dict[str, Any] = {}
+        self._on_demand: dict[str, Any] = {}
         self._visited: set[str] = set()
         self._decoding: set[str] = set()
         self._shared: dict[tuple[Any, ...], Any] = {}
@@ -121,7 +122,12 @@ class Scope:
                 self._decode_capture(root)
             elif (entry := self._definition(root)) is not None:
                 self.main.setdefault(root, self.reader.load_quietly(entry, root))
+            self._on_demand[root] = self.main.get(root)
         return codec.look_up(self.main, qualname)
+
+    def gave(self, name: str, value: Any) -> bool:
+        """Whether main has this value because something that was loaded needed it, be it while the body ran."""
+        return name in self._on_demand and self._on_demand[name] is value
 
     def _definition(self, name: str) -> Mapping[str, Json] | None:
         """The entry of a function or class that a step's body defined."""
