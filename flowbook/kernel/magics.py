@@ -540,10 +540,11 @@ FlowMagics.flowstep.__doc__ = "Define a step: `%%flowstep NAME [options]`, more 
 
 
 def comment_form(lines: list[str]) -> list[str]:
-    """`#| flowstep NAME …` as a cell's first line is `%%flowstep NAME …`; likewise flowparams and flowsetup."""
+    """`#| flowstep NAME …` as a cell's first line is `%%flowstep NAME …`, likewise flowparams and flowsetup; `%flow run?` is help."""
     if lines and (found := re.match(r"#\|\s*(flowstep|flowparams|flowsetup)\b(.*)", lines[0])):
         return [f"%%{found[1]}{found[2]}\n", *lines[1:]]
-    return lines
+    # `%flow run?` would be taken by IPython for help on an object of that name.
+    return [re.sub(r"^(%flow\s+\w+)\s*\?+\s*$", r"\1 --help", line) for line in lines]
 
 
 def complete(session: Session, text_before: str) -> list[str]:
