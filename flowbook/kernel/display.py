@@ -30,9 +30,8 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 STYLE = """<style>
 .flowbook{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:900px}
 .flowbook .fb-head{margin:0 0 4px;font-weight:600}.flowbook .fb-head small,.flowbook .fb-dim{color:var(--jp-ui-font-color2,#666);font-weight:400}
-.flowbook table.fb{border-collapse:collapse;width:100%;margin:0;font-variant-numeric:tabular-nums;border:none}
-.flowbook table.fb td{padding:1px 12px 1px 0;border:none;text-align:left;background:none;vertical-align:middle;white-space:nowrap}
-.flowbook table.fb td.fb-wide{width:99%}.flowbook .fb-bar{display:flex;height:8px;min-width:80px;border-radius:2px;overflow:hidden;background:var(--jp-layout-color3,#ddd)}
+.flowbook .fb-rows{display:grid;grid-template-columns:repeat(3,max-content) minmax(40px,1fr) repeat(2,max-content);gap:1px 12px;align-items:center;font-variant-numeric:tabular-nums;overflow-x:auto}
+.flowbook .fb-bar{display:flex;height:8px;border-radius:2px;overflow:hidden;background:var(--jp-layout-color3,#ddd)}
 .flowbook .fb-bar i{display:block;height:100%}.flowbook .fb-succeeded{background:var(--jp-success-color1,#388e3c)}.flowbook .fb-failed{background:var(--jp-error-color1,#d32f2f)}
 .flowbook .fb-running{background:var(--jp-info-color1,#0097a7)}.flowbook .fb-skipped,.flowbook .fb-stopped{background:var(--jp-border-color1,#999)}
 .flowbook pre{margin:2px 0 6px;padding:4px 8px;font:12px/1.4 var(--jp-code-font-family,monospace);background:var(--jp-layout-color2,rgba(128,128,128,.08));color:inherit;white-space:pre-wrap;overflow-wrap:anywhere;max-height:400px;overflow:auto}
@@ -146,9 +145,9 @@ def status_html(run: Run, now: float | None = None) -> str:
         failed = f", {row['counts']['failed']} failed" if row["counts"].get("failed") and row["step"].scope else ""
         took = seconds_text(row["seconds"]) if row["seconds"] is not None else ""
         cells.append(
-            f"<tr><td>{MARK.get(state, '·')} {html.escape(row['step'].name)}</td><td>{state}{failed}</td><td>{tasks}</td>"
-            f'<td class="fb-wide"><div class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</div></td><td>{took}</td>'
-            f'<td class="fb-dim">{html.escape(row["note"])}</td></tr>'
+            f"<span>{MARK.get(state, '·')} {html.escape(row['step'].name)}</span><span>{state}{failed}</span><span>{tasks}</span>"
+            f'<span class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</span><span>{took}</span>'
+            f'<span class="fb-dim">{html.escape(row["note"])}</span>'
         )
     below = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
     error = ""
@@ -158,7 +157,7 @@ def status_html(run: Run, now: float | None = None) -> str:
         error = f'<pre class="fb-error">{html.escape(text)}</pre>'
     return (
         f'{STYLE}<div class="flowbook"><div class="fb-head">{html.escape(headline(run, now))}</div>'
-        f'<table class="fb">{"".join(cells)}</table>{below}{error}</div>'
+        f'<div class="fb-rows">{"".join(cells)}</div>{below}{error}</div>'
     )
 
 

@@ -123,6 +123,7 @@ class Lab:
         self.page.goto(self.server.url(f"lab/workspaces/{workspace}/tree/{name}"))
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
         self.until("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+        self.command("application:toggle-left-area")  # the file browser, which a fresh workspace shows
 
     def menu(self, *names: str) -> None:
         """Clicks through a menu: ``lab.menu("Run", "Run All Cells")``."""
@@ -155,6 +156,14 @@ class Lab:
     def output(self, number: int) -> str:
         """The text that is seen below a cell."""
         return "\n".join(self.cell(number).locator(".jp-OutputArea-output").all_inner_texts()).strip()
+
+    def squeezed(self, number: int) -> list[str]:
+        """The cells of tables below a cell whose text is wider than their place, so that it runs into the next."""
+        return (
+            self.cell(number)
+            .locator(".jp-OutputArea td")
+            .evaluate_all("cells => cells.filter(c => c.innerText.trim() && c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)")
+        )
 
     def busy(self) -> int:
         """How many cells run or wait for their turn."""
@@ -190,10 +199,17 @@ class Lab:
         """A screenshot; `whole`: as high as the notebook is, at most 9,000 pixels."""
         before = self.page.viewport_size
         self.page.set_viewport_size({"width": width, "height": 900})
-        if whole:
-            height = self.page.evaluate("document.querySelector('.jp-Notebook').querySelector('.jp-WindowedPanel-outer').scrollHeight")
-            self.page.set_viewport_size({"width": width, "height": min(9_000, int(height) + 160)})
         self.page.wait_for_timeout(400)  # fonts and panels settle
+        if whole:
+            bottom = self.page.evaluate(
+                """() => {
+                    document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0;
+                    return Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(c => c.getBoundingClientRect().bottom));
+                }"""
+            )
+            self.page.set_viewport_size({"width": width, "height": min(9_000, int(bottom) + 60)})
+            self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
+            self.page.wait_for_timeout(400)
         path = self.pictures / f"{name}.png"
         self.page.screenshot(path=path)
         if before:
