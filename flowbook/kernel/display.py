@@ -65,7 +65,10 @@ def rows(run: Run, now: float) -> list[dict[str, Any]]:
     view, found = run.view, []
     spans: dict[str, tuple[float, float | None]] = {}
     retries: dict[str, int] = {}
+    taken: dict[str, int] = {}
     for task, state in view.state.tasks.items():
+        if state.origin is not None:
+            taken[task.step] = taken.get(task.step, 0) + 1
         if state.launched_at is None:
             continue
         begun, ended = spans.get(task.step, (state.launched_at, state.launched_at))
@@ -81,10 +84,9 @@ def rows(run: Run, now: float) -> list[dict[str, Any]]:
         if step.name in spans:
             begun, ended = spans[step.name]
             seconds = (ended if ended is not None else now) - begun
-        reused = sum(1 for t, s in view.state.tasks.items() if t.step == step.name and getattr(s, "origin", None))
         notes = []
-        if reused:
-            notes.append(f"{reused} from run {run.spec.origin}")
+        if step.name in taken:
+            notes.append(f"{taken[step.name]} from run {run.spec.origin}")
         if step.name in retries:
             notes.append(f"attempt {retries[step.name] + 1}")
         if counts.get("backoff"):
@@ -164,7 +166,7 @@ def status_html(run: Run, now: float | None = None) -> str:
 def all_warnings(run: Run) -> list[str]:
     found = []
     for task, state in run.view.state.tasks.items():
-        found += [f"{task_name(task.step, task.index)}: {w}" for w in getattr(state, "warnings", ())]
+        found += [f"{task_name(task.step, task.index)}: {w}" for w in state.warnings]
         if len(found) > 10:
             return [*found[:10], "…"]
     return found

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from IPython.core.error import InputRejected
 
+from flowbook.engine.events import Task
 from flowbook.errors import ArtifactNotLoaded, FlowbookError, StepFailed
 from flowbook.kernel.cells import functions_of, loaded_names, names_behind
 from flowbook.spec.body import read_body
@@ -234,7 +235,7 @@ class StepHandle:
 def task_result(session: Session, run: Run, step: str, index: tuple[int, ...]) -> results.TaskResult:
     """The handle of one task as it is now."""
     state = run.view.state
-    task = next((s for t, s in state.tasks.items() if t.step == step and t.index == index and t.part == "body"), None)
+    task = state.tasks.get(Task(step, index))
     return results.TaskResult(
         session.reader(run),
         run=state.locate(step, index),
@@ -246,10 +247,9 @@ def task_result(session: Session, run: Run, step: str, index: tuple[int, ...]) -
 
 
 def _settled(run: Run, step: str, index: tuple[int, ...]) -> bool:
-    return any(
-        t.step == step and t.index == index and t.part == "body" and s.state in ("succeeded", "failed", "skipped", "stopped")
-        for t, s in run.view.state.tasks.items()
-    )
+    """Whether nothing more will come of a task."""
+    found = run.view.state.tasks.get(Task(step, index))
+    return found is not None and found.done
 
 
 class Names:
@@ -361,7 +361,7 @@ class Names:
         in_run = [s.name for s in reversed(run.spec.steps) if not s.scope and name in s.saves]
         fate = "skipped"
         for step in in_run or steps[:1]:
-            task = next((s for t, s in run.view.state.tasks.items() if t.step == step and t.part == "body"), None)
+            task = run.view.state.tasks.get(Task(step))
             state = task.state if task else "waiting"
             if state == "succeeded":
                 if name not in (getattr(task, "missing", None) or ()):
@@ -477,8 +477,6 @@ class Names:
         for note in notes:
             print(note, file=sys.stderr)
         self._put(name, value)
-        for alias in entry.get("alias_of", ()):
-            del alias
         return value
 
     def _guard(self, name: str, entry: dict[str, Any], huge: bool) -> None:
