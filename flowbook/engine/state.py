@@ -16,7 +16,6 @@ tasks that need what a tolerated failure did not make are skipped instead, and t
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from typing import Any
 from flowbook.engine.events import KINDS, Event, Index, Json, Task, task_of
 from flowbook.errors import EngineError
 from flowbook.spec.flow import Input, Spec, Step
+from flowbook.spec.options import min_ok_count
 
 # state → what happens → state. "settled": all that it needs is there; "retried": failed with attempts left;
 # "given_up": the run began to fail while it waited for its next attempt. The other words are events of the log.
@@ -611,7 +611,8 @@ class RunState:
         for depth in range(len(scope), 0, -1):
             fan = self._plans[scope[depth - 1], index[: depth - 1]]
             fan.lost_items.add(index[depth - 1])
-            least = min_ok_count(fan.step.options.min_ok, fan.count)
+            text = fan.step.options.min_ok
+            least = fan.count if text is None else min_ok_count(text, fan.count)
             if not fan.exceeded and fan.count - len(fan.lost_items) >= least:
                 return False
             fan.exceeded = True
@@ -875,19 +876,6 @@ def _outcome(state: RunState) -> str:
         return "stopped"
     # Tasks that nothing will ever settle would be a bug of the graph; a run that left them out did not succeed.
     return "failed" if state.failing or state._unfinished else "succeeded"
-
-
-def min_ok_count(text: str | None, count: int) -> int:
-    """How many of `count` items must be ok under ``--min-ok TEXT``: "90%" (rounded up) or "12" (at most all); None: all.
-
-    >>> min_ok_count("90%", 15), min_ok_count("12", 10), min_ok_count(None, 3)
-    (14, 10, 3)
-    """
-    if text is None:
-        return count
-    number = float(text.rstrip().removesuffix("%"))
-    least = math.ceil(number * count / 100 - 1e-9) if text.rstrip().endswith("%") else int(number)
-    return max(0, min(least, count))
 
 
 # ---- small things ----------------------------------------------------------------------------------------------------------
