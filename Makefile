@@ -33,9 +33,10 @@ test: lint
 	@.ci/chromium
 	$(BIN)/python -m pytest
 
-# What another Python could break, in about a minute
+# What another Python could break: how code is read, pickled and run
+SMOKE = tests/test_body.py tests/test_codec.py tests/test_house.py tests/kernel/test_run.py tests/kernel/test_law.py
 smoke: env
-	$(BIN)/python -m pytest -q --ignore=tests/browser -m "not slow"
+	$(BIN)/python -m pytest -q $(SMOKE)
 
 bench: env
 	$(BIN)/python benchmarks/first_look.py

@@ -25,7 +25,8 @@ def chromium() -> str:
     pytest.skip(message)
 
 
-@pytest.fixture(scope="session")
+# Package scope: Playwright keeps an event loop in the main thread while it is open, and the tests after these use asyncio.run.
+@pytest.fixture(scope="package")
 def browser(chromium: str) -> Iterator[object]:
     from playwright.sync_api import sync_playwright
 
@@ -43,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server(tmp_path_factory.mktemp("lab"))
     yield started

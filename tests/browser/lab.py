@@ -158,11 +158,11 @@ class Lab:
         return "\n".join(self.cell(number).locator(".jp-OutputArea-output").all_inner_texts()).strip()
 
     def squeezed(self, number: int) -> list[str]:
-        """The cells of tables below a cell whose text is wider than their place, so that it runs into the next."""
-        return (
-            self.cell(number)
-            .locator(".jp-OutputArea td")
-            .evaluate_all("cells => cells.filter(c => c.innerText.trim() && c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)")
+        """The fields of the status and of tables below a cell whose text is wider than its place, so that it runs into the next."""
+        fields = self.cell(number).locator(".jp-OutputArea :is(td, .fb-rows > *)")
+        assert fields.count() > 0, "there is no status"
+        return fields.evaluate_all(
+            "fields => fields.filter(f => f.innerText.trim() && f.scrollWidth > f.clientWidth + 1).map(f => f.innerText)"
         )
 
     def busy(self) -> int:
