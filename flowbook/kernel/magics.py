@@ -24,13 +24,12 @@ from traitlets import Bool
 from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.kernel.api import RunHandle, _find
 from flowbook.kernel.api import flow as flow_object
-from flowbook.kernel.display import Painter, clean_text, headline, outputs, status_html, status_text
+from flowbook.kernel.display import Painter, clean_text, headline, status_html, status_text
 from flowbook.kernel.names import Scan, human_size, interruptible
 from flowbook.kernel.session import CommandLine, Run, Session
-from flowbook.spec import flow as flows
 from flowbook.spec import graph, options
 from flowbook.spec.flow import task_name
-from flowbook.store import layout, results
+from flowbook.store import layout
 
 TASK = re.compile(r"([A-Za-z_]\w*)(?:\[(\d+(?:,\s*\d+)*)\])?\Z")
 
@@ -593,6 +592,3 @@ def register(shell: Any, session: Session) -> None:
         return {"completions": [SimpleCompletion(text=f[cut:], type="flow") for f in found], "suppress": bool(found)}
 
     shell.Completer.custom_matchers.append(flow_matcher)
-
-
-__all__ = ["COMMANDS", "FlowMagics", "complete", "flows", "outputs", "results"]

@@ -20,7 +20,7 @@ from IPython.core.error import InputRejected
 
 from flowbook.engine.events import Task
 from flowbook.errors import ArtifactNotLoaded, FlowbookError, StepFailed
-from flowbook.kernel.cells import functions_of, loaded_names, names_behind
+from flowbook.kernel.cells import loaded_names, names_behind
 from flowbook.spec.body import read_body
 from flowbook.spec.flow import Step, task_name
 from flowbook.store import results
@@ -601,6 +601,3 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
-
-
-__all__ = ["Names", "Placeholder", "Scan", "StepHandle", "functions_of"]

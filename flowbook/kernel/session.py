@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowbook.errors import ArtifactNotLoaded, DefinitionError, EngineError, Finding, FlowbookError, RunStopped, StepFailed, StoreError
+from flowbook.errors import ArtifactNotLoaded, DefinitionError, EngineError, Finding, FlowbookError, RunStopped
 from flowbook.kernel import capture
 from flowbook.kernel.cells import Cells, Ran, flow_name, names_behind, notebook_path
 from flowbook.kernel.engine import Engine, RunView, environment
@@ -139,6 +139,8 @@ class Session:
         self.names = Names(self)
         self.reader_resolve: dict[str, Any] = {}
         self._defined = 0
+        self._param_cells: dict[str, str | None] = {}  # parameter → id of the cell that defines it
+        self._order_warnings: list[str] = []  # of the last check
 
     # ---- definition -------------------------------------------------------------------------------------------------
 
@@ -212,13 +214,13 @@ class Session:
         for param in found:
             flow.params[param.name] = param
             self.names.bind_param(param.name, param.default)
-        self._param_cells = {**getattr(self, "_param_cells", {}), **{p.name: ran.cell_id for p in found}}
+        self._param_cells |= {p.name: ran.cell_id for p in found}
         if flow.steps:
             self.names.bind(flow, self.link(flow))
         return ["parameters: " + ", ".join(f"{p.name} = {p.default!r}" for p in found)] if found else ["no parameters"]
 
     def _same_cell(self, param: Param, ran: Ran) -> bool:
-        return ran.cell_id is not None and getattr(self, "_param_cells", {}).get(param.name) == ran.cell_id
+        return ran.cell_id is not None and self._param_cells.get(param.name) == ran.cell_id
 
     def define_setup(self, cell: str) -> None:
         """`%%flowsetup`: keep the cell for every worker; the magic then runs it in the kernel."""
@@ -400,7 +402,7 @@ class Session:
         """Plain cells that rebind a captured name below its step, or an artifact between its maker and its reader."""
         order = self.cells.file_order()
         findings: list[Finding] = []
-        self._order_warnings: list[str] = []
+        self._order_warnings = []
         for step in linked.steps:
             here = self.cells.place(flow.steps[step.name].ran, order)
             for name in step.captures:
@@ -437,7 +439,7 @@ class Session:
         return findings
 
     def warnings(self, flow: FlowDef, linked: graph.Linked) -> list[str]:
-        found = [str(w) for w in linked.warnings] + getattr(self, "_order_warnings", [])
+        found = [str(w) for w in linked.warnings] + self._order_warnings
         seeding = next((c for c in self.cells.ran if c.plain and c.body is not None and c.body.seeds_random), None)
         if seeding is not None:
             drawing = [s.name for s in flow.steps.values() if s.body.calls_random]
@@ -954,6 +956,3 @@ def current_session() -> Session:
     if _session is None:
         raise FlowbookError("flowbook is not loaded in this kernel: run `%load_ext flowbook` first")
     return _session
-
-
-__all__ = ["CommandLine", "FlowDef", "Run", "Session", "StepFailed", "StoreError", "attach", "current_session"]
