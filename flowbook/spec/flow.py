@@ -59,6 +59,9 @@ class Options:
     env: tuple[tuple[str, str | None], ...] = ()  # value None: taken from the kernel's environment at launch, never stored
     flow: str | None = None
     run: bool = False
+    no_cache: bool = False  # a result of another run is never taken, a resume excepted
+    cache_for_s: float | None = None  # a result may be so old
+    cache_key: str | None = None  # --cache-key EXPR: evaluated in the kernel when the run starts
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,9 @@ class Step:
     captures: tuple[str, ...] = ()  # keys of Spec.captures to bind before the body, with what those need
     params: tuple[str, ...] = ()
     watch: tuple[tuple[str, str], ...] = ()  # loaded names that the body must leave alone: (name, "error" | "warn")
-    key: str = ""  # of code, captures, parameters and upstream keys; equal keys may reuse a result
+    key: str = ""  # of all that the kernel knows a result depends on: code, captures, parameters, …; "" is never reused
+    plan_key: str = ""  # the same of --foreach and --when
+    parts: dict[str, str] = field(default_factory=dict)  # what `key` is made of: name → hash, so that a miss can be explained
 
     @property
     def planned(self) -> bool:
@@ -129,7 +134,9 @@ class Spec:
     files: dict[str, Json] = field(default_factory=dict)  # path → {size, mtime_ns, sha256}
     tags: tuple[str, ...] = ()
     max_parallel: int | None = None
-    origin: str | None = None  # the run whose committed tasks this one takes
+    origin: str | None = None  # the run that this one resumes
+    fresh: bool = False  # take no result of another run, the origin's excepted
+    life: str = ""  # a random word of the kernel that started the run; a resume keeps that of its origin
     reuse: tuple[str, ...] = ()  # steps whose committed tasks of `origin` may be taken
     notebook: str | None = None
     user: str | None = None
