@@ -1,4 +1,6 @@
-"""The engine process: ``python -P -m flowbook.engine --socket PATH --store JSON [--capacity JSON]``.
+"""The engine process: ``python -P -m flowbook.engine --socket PATH --store JSON [--notebook PATH] [--capacity JSON]``.
+
+The folder of the socket is the engine's own. ``--notebook`` is told to those who look for an engine (registry.py).
 
 ``--store`` is what the store says of itself (`Store.describe`); ``--capacity`` ``{"cores": 4, "memory_mb": 16000, "gpus": 1}``
 takes the place of what is found on this machine. Exit codes: 0 nobody needs the engine any more, 2 wrong arguments.
@@ -8,23 +10,36 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from flowbook._version import __version__
+from flowbook.engine import registry
 from flowbook.engine.admission import Capacity
 from flowbook.engine.scheduler import Machine
 from flowbook.engine.server import Server, listen_to_signals
-from flowbook.errors import FlowbookError
+from flowbook.errors import FlowbookError, StoreError
 from flowbook.store.base import Store, open_store
 
 
-async def serve(store: Store, path: Path, capacity: Capacity | None) -> None:
-    server = Server(store, Machine(capacity=capacity))
+async def serve(store: Store, path: Path, capacity: Capacity | None, notebook: str = "") -> None:
+    machine = Machine(capacity=capacity, folder=path.parent)
+    server = Server(store, machine)
     listen_to_signals(server)
-    await server.serve(path)
+    entry = registry.Entry(os.getpid(), str(path), str(path.parent), __version__, sys.executable, notebook, time.time())
+    entered = None
+    with contextlib.suppress(OSError, StoreError):  # a store that cannot be written says so when a run wants to
+        entered = registry.enter(store, entry)
+    try:
+        await server.serve(path)
+    finally:
+        if entered is not None:
+            entered.unlink(missing_ok=True)
 
 
 def read_capacity(text: str) -> Capacity:
@@ -42,6 +57,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -P -m flowbook.engine", description="The engine of one kernel.")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--store", required=True)
+    parser.add_argument("--notebook", default="")
     parser.add_argument("--capacity")
     given = parser.parse_args(arguments)
     try:
@@ -55,7 +71,7 @@ def main(arguments: list[str]) -> int:
         capacity = read_capacity(given.capacity) if given.capacity else None
     except ValueError as error:
         parser.error(f"--capacity: {error}")
-    asyncio.run(serve(store, given.socket, capacity))
+    asyncio.run(serve(store, given.socket, capacity, given.notebook))
     return 0
 
 

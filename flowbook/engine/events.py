@@ -18,7 +18,7 @@ Json = Any
 Event = dict[str, Json]
 Index = tuple[int, ...]
 
-KINDS = ("run_started", "reused", "launched", "succeeded", "failed", "skipped", "stopped", "stop_requested", "run_ended")
+KINDS = ("run_started", "reused", "launched", "succeeded", "failed", "lost", "skipped", "stopped", "stop_requested", "run_ended")
 DIED = ("oom", "timeout", "killed", "exit")  # reasons with which a worker cannot commit by itself what --catch caught
 
 
@@ -44,18 +44,25 @@ def run_started(at: float) -> Event:
     return {"e": "run_started", "at": at}
 
 
-def reused(task: Task, at: float, *, run: str, attempt: int = 0, missing: Iterable[str] = (), plans: Json = None) -> Event:
-    """`run` is where the COMMIT is; `attempt` the one that made it there."""
-    return _of(task, "reused", at, run=run, attempt=attempt or None, missing=list(missing), plans=plans)
+def reused(task: Task, at: float, *, run: str, index: Index, made_at: float | None = None, attempt: int = 0, **facts: Json) -> Event:
+    """The COMMIT of another run was taken over: that of `run` at `index`, made by its `attempt`. `facts`: missing, plans, keys."""
+    elsewhere = list(index) if index != task.index else None
+    return _of(task, "reused", at, run=run, from_index=elsewhere, made_at=made_at, attempt=attempt or None, **facts)
 
 
-def launched(task: Task, at: float, attempt: int = 0, notes: Iterable[str] = ()) -> Event:
-    return {**_of(task, "launched", at, notes=list(notes)), "attempt": attempt}
+def launched(task: Task, at: float, attempt: int = 0, notes: Iterable[str] = (), why: str = "") -> Event:
+    """`why`: what kept the cache from answering."""
+    return {**_of(task, "launched", at, notes=list(notes), why=why or None), "attempt": attempt}
 
 
 def succeeded(task: Task, at: float, attempt: int = 0, **facts: Json) -> Event:
-    """`facts`: missing, plans, caught, warnings, seconds, peak_mb."""
+    """`facts`: missing, plans, caught, warnings, seconds, peak_mb, cpu_s, keys."""
     return {**_of(task, "succeeded", at, **facts), "attempt": attempt}
+
+
+def lost(task: Task, at: float, attempt: int, message: str) -> Event:
+    """flowbook itself lost the attempt; it is no failure of the task."""
+    return {**_of(task, "lost", at), "attempt": attempt, "message": message}
 
 
 def failed(task: Task, at: float, attempt: int = 0, *, error: Json) -> Event:
@@ -70,8 +77,10 @@ def stopped(task: Task, at: float) -> Event:
     return _of(task, "stopped", at)
 
 
-def stop_requested(at: float, step: str | None = None, index: Iterable[int] | None = None) -> Event:
-    return {"e": "stop_requested", "at": at, "step": step, "index": None if index is None else list(index)}
+def stop_requested(at: float, step: str | None = None, index: Iterable[int] | None = None, request: str | None = None) -> Event:
+    """`request` is the key of the object that asked, so that an engine which goes on with the log does not obey it twice."""
+    event: Event = {"e": "stop_requested", "at": at, "step": step, "index": None if index is None else list(index)}
+    return event | ({"request": request} if request else {})
 
 
 def run_ended(at: float, state: str) -> Event:

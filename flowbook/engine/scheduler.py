@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -26,20 +27,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from flowbook.engine import events
+from flowbook.engine import cache, events
 from flowbook.engine.admission import Capacity, admit
+from flowbook.engine.cache import Cache
 from flowbook.engine.events import DIED, Event, Json, Task
+from flowbook.engine.launch.fork import ForkServers
 from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, find_devices, machine_capacity
 from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
 from flowbook.errors import StoreError, StoreMissing, StoreTooNew
 from flowbook.spec.flow import Resources, Spec, Step, from_json
 from flowbook.store import layout
 from flowbook.store.base import Store
+try:
+    from flowbook.store.canon import entry_key
+except ImportError:
+    def entry_key(entry):
+        return entry.get("key") or hashlib.sha256(json.dumps([entry.get(k) for k in ("kind", "json", "inline", "blob", "module")]).encode()).hexdigest()[:22]
 
 T = TypeVar("T")
 
 ROOM = 16  # launches asked of `decide` at once; more are asked for while they fit
 REUSE_ROOM = 256
+SLOW_S = 0.02  # a store call that takes longer is a matter for threads
+MOST_LOSSES = 5  # of one task; then flowbook's own troubles are the task's failure
 REQUESTS_S = 1.0  # between two looks for request objects
 PATIENCE_S = 600.0  # how long a store that refuses is tried again before the run is given up
 TAIL_BYTES = 64_000  # of output, in one message or error
@@ -56,15 +66,20 @@ class Launcher(Protocol):
 class Machine:
     """What the runs of one engine share: a launcher, and the room on this machine."""
 
-    def __init__(self, launcher: Launcher | None = None, capacity: Capacity | None = None) -> None:
-        self._local = LocalLauncher() if launcher is None else None
-        self.launcher: Launcher = self._local or launcher or LocalLauncher()
+    def __init__(self, launcher: Launcher | None = None, capacity: Capacity | None = None, folder: Path | None = None) -> None:
+        """`folder` is the engine's own: for scratch folders, and for what fork servers have to say."""
+        self.local = None
+        if launcher is None:
+            launcher = self.local = LocalLauncher(forks=ForkServers(log=folder / "fork.log" if folder else None), folder=folder)
+        self.launcher: Launcher = launcher
         self.capacity = capacity or machine_capacity()
         self._knows_gpus = capacity is not None
-        if self._local is not None:
-            self._local.devices = [str(i) for i in range(self.capacity.gpus)]
+        if self.local is not None:
+            self.local.devices = [str(i) for i in range(self.capacity.gpus)]
         self.granted: dict[object, Resources] = {}
         self.wakers: set[Callable[[], None]] = set()  # of the runs that may wait for room
+        self.caches: dict[str, Cache] = {}  # by flow
+        self.flights: dict[tuple[str, str], Flight] = {}  # (flow, key) of tasks that run now
 
     async def look(self, spec: Spec) -> None:
         """Find the GPUs, once, and only for a run that asks for one: asking the driver takes its time."""
@@ -73,13 +88,32 @@ class Machine:
         self._knows_gpus = True
         devices = await asyncio.to_thread(find_devices, os.environ)
         self.capacity = Capacity(self.capacity.cores, self.capacity.memory_mb, len(devices))
-        if self._local is not None:
-            self._local.devices = devices
+        if self.local is not None:
+            self.local.devices = devices
+
+    def close(self) -> None:
+        """End what the launcher keeps ready."""
+        if self.local is not None:
+            self.local.close()
+
+    def landed(self, flow: str, key: str | None) -> None:
+        """A task that others may have waited for has ended, in whatever way."""
+        if key is not None and (flight := self.flights.pop((flow, key), None)) is not None:
+            for tell in flight.waiting:
+                tell()
 
     def release(self, key: object) -> None:
         if self.granted.pop(key, None) is not None:
             for wake in list(self.wakers):
                 wake()
+
+
+@dataclass(eq=False)
+class Flight:
+    """A running task with a key; who waits for an equal one is told when it has ended."""
+
+    run: Run
+    waiting: list[Callable[[], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,18 +141,23 @@ class Live:
     attempt: int
     output: Path
     cancelled: bool = False
-    pod: asyncio.Task[Exit] | None = None
+    pod: asyncio.Task[Any] | None = None  # what a cancel is for
     failed: Json = None  # the ERROR of its last "failed" frame
     displays: list[Frame] = field(default_factory=list)
     display_bytes: int = 0
     displays_left_out: int = 0
     shown: int = 0  # bytes of output that followers were told of
+    key: str | None = None  # of the cache
+    phase: str = "loading"
+    phase_shown: str = "loading"
 
     def take(self, frame: Frame) -> None:
         if frame["f"] == "failed" and isinstance(frame.get("error"), dict):
             self.failed = frame["error"]
         elif frame["f"] == "display" and isinstance(frame.get("data"), dict):
             self._take_display(frame)
+        elif frame["f"] == "phase":
+            self.phase = str(frame.get("phase"))
 
     def _take_display(self, frame: Frame) -> None:
         size = len(json.dumps(frame["data"]))
@@ -165,7 +204,9 @@ class Run:
         changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         patience_s: float = PATIENCE_S,
+        adopt: bool = False,
     ) -> None:
+        """`adopt`: go on with the log of an engine that is gone."""
         self.store, self.flow, self.run, self.machine = store, flow, run, machine
         self.place = place or Place()
         self.state: RunState | None = None
@@ -182,7 +223,13 @@ class Run:
         self._broken: BaseException | None = None
         self._given_up = self._over_here = False
         self._folder: Path | None = None
-        self._origins: dict[Task, str] | None = None
+        self._adopt = adopt
+        self._in_loop = True  # store calls so far were quick enough for it
+        self._cache = machine.caches.setdefault(flow, Cache(store, flow))
+        self._from_origin: dict[str, cache.Place] = {}
+        self._before: dict[str, cache.Before] = {}
+        self._looked: dict[Task, tuple[str | None, str]] = {}  # key, and why nothing could stand for it; until it is launched
+        self._landed: list[Task] = []
 
     # ---- from outside -----------------------------------------------------------------------------------------------------
 
@@ -192,8 +239,11 @@ class Run:
         requests: asyncio.Task[None] | None = None
         try:
             spec = await self._insist(self._load)
-            self.state = RunState(spec)
+            self.state = await self._insist(self._open, spec)
             await self.machine.look(spec)
+            if self.state.ended is not None:
+                return self.state.ended
+            await self._look_back(spec)
             self._folder = await self._insist(self._make_folder)
             requests = asyncio.create_task(self._watch_requests(self.state))
             await self._turns(self.state)
@@ -231,6 +281,9 @@ class Run:
     def show_output(self) -> None:
         """Tell followers what was printed since the last call."""
         for live in self.live.values():
+            if live.phase != live.phase_shown:
+                live.phase_shown = live.phase
+                self._say_hint(self._hint(live, {"say": "frame", "f": "phase", "phase": live.phase}))
             self._show_output(live)
 
     def displays(self) -> list[dict[str, Json]]:
@@ -240,11 +293,17 @@ class Run:
     # ---- the loop -----------------------------------------------------------------------------------------------------------
 
     async def _turns(self, state: RunState) -> None:
-        self._happened(state, events.run_started(self._clock()))
+        if state.started_at is None:
+            self._happened(state, events.run_started(self._clock()))
+        for task in list(state.active):
+            self._happened(state, await self._insist(self._take_over, state, task))
         while True:
             self._wake.clear()
             if self._broken is not None:
                 raise self._broken
+            landed, self._landed = self._landed, []
+            for task in landed:
+                state.end_sharing(task)
             inbox, self._inbox = self._inbox, []
             for event in inbox:
                 self._happened(state, event)
@@ -253,6 +312,7 @@ class Run:
             for launch, granted in starts:
                 self._start(state, launch, granted)
             if state.ended is not None:
+                await self._leave_index(state)
                 return
             timeout = None if wake_at is None else max(0.0, wake_at - self._clock())
             with contextlib.suppress(TimeoutError):
@@ -280,7 +340,7 @@ class Run:
                         wake_at = at
                     case Launch():
                         launches.append(command)
-            tried = await self._reuse(state, [launch for launch in launches if launch.reusable])
+            tried = await self._look_up(state, [launch for launch in launches if launch.reusable])
             starts += self._admit(state, [launch for launch in launches if not launch.reusable])
             if len(self._turn) == before and not tried:
                 return starts, wake_at
@@ -297,7 +357,8 @@ class Run:
                 for name, value in state.spec.step(launch.task.step).options.env
                 if value is None and name not in self.place.env
             )
-            self._happened(state, events.launched(launch.task, self._clock(), launch.attempt, notes))
+            why = self._looked.get(launch.task, (None, ""))[1]
+            self._happened(state, events.launched(launch.task, self._clock(), launch.attempt, notes, why))
         return [(launch, granted) for launch, granted, _ in admitted]
 
     async def _record(self) -> None:
@@ -313,49 +374,131 @@ class Run:
         self.packed.append(packed)
         self._changed()
 
-    # ---- results of an earlier run ------------------------------------------------------------------------------------------
+    # ---- the log of an engine that is gone -----------------------------------------------------------------------------------
 
-    async def _reuse(self, state: RunState, launches: list[Launch]) -> bool:
-        """Take committed tasks of the origin run; True if there was anything to try."""
-        if not launches:
-            return False
-        tasks = [launch.task for launch in launches]
-        for task, (run, commit) in zip(tasks, await self._insist(self._find_commits, state.spec, tasks), strict=True):
-            if commit is None:
-                state.not_reusable(task)
+    def _open(self, spec: Spec) -> RunState:
+        """The state that the log leads to: at the beginning, but for a run that is adopted."""
+        state = RunState(spec)
+        if not self._adopt:
+            return state
+        for key in self.store.list(layout.log_prefix(self.flow, self.run)):
+            found = events.unbatch(self.store.get(key), key)
+            for event in found:
+                state.apply(event)
+                if event.get("request"):
+                    self._seen.add(event["request"])
+            self.packed.append(events.pack(found))
+        self._number = len(self.packed)
+        return state
+
+    def _take_over(self, state: RunState, task: Task) -> Event:
+        """What became of an attempt that the last engine had launched. Its process died with that engine."""
+        found = state.tasks[task]
+        self._take_output(task, found.attempt)
+        commit = read_commit(self.store, self.flow, self.run, task)
+        if commit is None:
+            return events.lost(task, self._clock(), found.attempt, "its engine died")
+        return events.succeeded(task, self._clock(), found.attempt, **_facts(state, task, commit))
+
+    def _take_output(self, task: Task, attempt: int) -> None:
+        for path in self.store.local_dir().glob(f"run-{self.run}-*/{_output_name(task, attempt)}"):
+            with contextlib.suppress(StoreError):
+                self.store.adopt_file(layout.output(self.flow, self.run, task.step, task.index, attempt, task.part), path)
+
+    # ---- the cache ------------------------------------------------------------------------------------------------------------
+
+    async def _look_back(self, spec: Spec) -> None:
+        try:
+            self._from_origin, self._before = await asyncio.to_thread(self._cache.refresh, self.run, spec.origin, spec.steps)
+        except StoreError as error:
+            self._trouble(f"{error}. Results of earlier runs are not taken; every task runs")
+
+    async def _look_up(self, state: RunState, launches: list[Launch]) -> bool:
+        """For each task: take over the result of an equal one, wait for an equal one that runs, or find out that there is none.
+
+        True if there was anything to look up.
+        """
+        for launch in launches:
+            task = launch.task
+            keyed = state.key(task)
+            key, read = keyed if keyed is not None else (None, {})
+            place = self._place(state, task, key)
+            if key is not None and place is not None:
+                event = await self._insist(self._copy, state, task, place)
+                if event is not None:
+                    self._happened(state, event)
+                    continue
+                self._cache.forget(key)
+            step = state.spec.step(task.step)
+            flight = self.machine.flights.get((self.flow, key)) if key is not None else None
+            if flight is not None and flight.run is not self and not state.spec.fresh and not step.options.no_cache:
+                flight.waiting.append(lambda task=task: self._land(task))  # type: ignore[misc]
+                state.share(task)
                 continue
-            facts = _facts(state.spec.step(task.step), task, commit)
-            event = events.reused(
-                task, self._clock(), run=run, attempt=commit.get("attempt", 0), missing=facts["missing"], plans=facts["plans"]
-            )
-            self._happened(state, event)
-        return True
+            self._looked[task] = key, cache.why_missed(step, task, read, self._before.get(task.step))
+            state.not_reusable(task)
+        return bool(launches)
 
-    def _find_commits(self, spec: Spec, tasks: list[Task]) -> list[tuple[str, Json]]:
-        origin = spec.origin
-        assert origin is not None
-        if self._origins is None:
-            self._origins = _reused_places(self.store, self.flow, origin)
-        found = []
-        for task in tasks:
-            run = self._origins.get(task, origin)
-            try:
-                commit = read_commit(self.store, self.flow, run, task)
-            except StoreError:
-                commit = None  # damaged: it is made again
-            found.append((run, commit if commit is not None and not commit.get("caught") else None))
-        return found
+    async def _leave_index(self, state: RunState) -> None:
+        with contextlib.suppress(StoreError):  # the log says the same
+            await asyncio.to_thread(cache.write_index, self.store, state)
+
+    def _land(self, task: Task) -> None:
+        self._landed.append(task)
+        self._wake.set()
+
+    def _place(self, state: RunState, task: Task, key: str | None) -> cache.Place | None:
+        """Where a result with this key is that this run may take."""
+        if key is None:
+            return None
+        if key in self._from_origin:
+            return self._from_origin[key]
+        options = state.spec.step(task.step).options
+        place = None if state.spec.fresh or options.no_cache else self._cache.find(key)
+        if place is not None and options.cache_for_s is not None and place.at + options.cache_for_s < self._clock():
+            return None
+        return place
+
+    def _copy(self, state: RunState, task: Task, place: cache.Place) -> Event | None:
+        """Take over the COMMIT of another run; None if it is there no more, damaged, or one whose error was caught."""
+        try:
+            commit = results_commit(self.store, self.flow, place.run, place.step, place.index, place.part)
+            if commit is None or commit.get("caught") or not all(self.store.keep(layout.blob(blob)) for blob in _blobs(commit)):
+                return None
+        except (StoreError, TypeError, AttributeError):
+            return None  # damaged: it is made again
+        made = commit.setdefault("made_in", {"run": place.run, "index": list(place.index), "at": place.at})
+        text = json.dumps(commit, separators=(",", ":")).encode()
+        self.store.create(layout.commit(self.flow, self.run, task.step, task.index, task.part), text)
+        facts = _facts(state, task, commit)
+        steps = {step.name: step for step in state.spec.steps}
+        plans = {
+            name: facts["plans"][name]
+            for name, plan in commit.get("plans", {}).items()
+            if name in steps and plan.get("key", "") == steps[name].plan_key
+        }
+        return events.reused(
+            task,
+            self._clock(),
+            run=made["run"],
+            index=tuple(made["index"]),
+            made_at=made["at"],
+            attempt=commit.get("attempt", 0),
+            missing=facts["missing"],
+            plans=plans,
+            keys=facts["keys"],
+        )
 
     # ---- attempts -----------------------------------------------------------------------------------------------------------
 
     def _start(self, state: RunState, launch: Launch, granted: Resources) -> None:
         assert self._folder is not None
         task = launch.task
-        name = f"{task.step}-{layout.task_key(task.index, task.part)}-{launch.attempt}"
-        live = self.live[task] = Live(task, launch.attempt, self._folder / name)
-        attempt = self._order(state, live, granted)
-        live.pod = asyncio.create_task(self.machine.launcher.run(attempt, lambda frame: self._on_frame(live, frame)))
-        follow = asyncio.create_task(self._follow(state, live, granted))
+        live = self.live[task] = Live(task, launch.attempt, self._folder / _output_name(task, launch.attempt))
+        live.key = self._looked.pop(task, (None, ""))[0]
+        if live.key is not None:
+            self.machine.flights.setdefault((self.flow, live.key), Flight(self))
+        follow = asyncio.create_task(self._follow(state, live, self._order(state, live, granted)))
         self._attempts.add(follow)
         follow.add_done_callback(self._attempts.discard)
 
@@ -375,47 +518,74 @@ class Run:
             "joins": joins,
             "item": item,
             "failures": failures,
+            "ids": state.ids(task),
             "cwd": self.place.cwd,
             "sys_path": list(self.place.sys_path),
         }
         step_env = {name: value for name, value in options.env if value is not None}
         return Attempt(order, live.output, self.place.env, step_env, granted, options.timeout_s)
 
-    async def _follow(self, state: RunState, live: Live, granted: Resources) -> None:
+    async def _follow(self, state: RunState, live: Live, attempt: Attempt) -> None:
         """From the start of an attempt to the event that tells its end."""
-        assert live.pod is not None
         try:
-            await asyncio.wait({live.pod})
-            ended = _ended(live.pod)
+            ended = await self._ended(live, attempt)
             self.machine.release((self, live.task))
             self._show_output(live)
-            event = await self._insist(self._conclude, state, live, ended, granted)
+            event = await self._insist(self._conclude, state, live, ended, attempt.resources)
+            self._note_result(state, live, event)
             self._inbox.append(event)  # not in one line: the inbox is another list after the await
         except Exception as error:
             self._broken = self._broken or error  # raised where the run is driven
         finally:
             self.machine.release((self, live.task))
             self.live.pop(live.task, None)
+            self.machine.landed(self.flow, live.key)
             self._wake.set()
+
+    async def _ended(self, live: Live, attempt: Attempt) -> Exit | None:
+        """How an attempt ended; None if it was stopped."""
+        if live.cancelled:
+            return None
+        live.pod = asyncio.current_task()
+        try:
+            return await self.machine.launcher.run(attempt, lambda frame: self._on_frame(live, frame))
+        except asyncio.CancelledError:
+            if live.pod is not None:
+                live.pod.uncancel()
+            return None
+        except Exception as error:
+            return Exit("lost", message=f"the worker could not be watched: {type(error).__name__}: {error}")
+        finally:
+            live.pod = None
 
     def _cancel(self, task: Task) -> None:
         live = self.live.get(task)
-        if live is not None and live.pod is not None and not live.cancelled:
+        if live is not None and not live.cancelled:
             live.cancelled = True
-            live.pod.cancel()
+            if live.pod is not None:
+                live.pod.cancel()
+
+    def _note_result(self, state: RunState, live: Live, event: Event) -> None:
+        """From now on an equal task of any run of this engine may take the result."""
+        if live.key is not None and event["e"] == "succeeded" and not event.get("caught"):
+            task = live.task
+            self._cache.add(live.key, cache.Place(self.run, task.step, task.index, task.part, event["at"]))
 
     def _conclude(self, state: RunState, live: Live, ended: Exit | None, granted: Resources) -> Event:
-        """What became of an attempt, from its COMMIT, else from how it ended. Runs in a thread; may be run again after a StoreError."""
+        """What became of an attempt, from its COMMIT, else from how it ended. May be run again after a StoreError."""
         task, step = live.task, state.spec.step(live.task.step)
         commit = read_commit(self.store, self.flow, self.run, task)
         error = None
         if commit is None and ended is not None:
+            if ended.again and state.tasks[task].losses < MOST_LOSSES:
+                self._keep(live)
+                return events.lost(task, self._clock(), live.attempt, ended.message)
             error = _error(live, ended, step, granted, state.tasks[task].item)
             if task.part == "body" and step.options.catch and error["reason"] in DIED and not state.attempts_left(task):
                 commit = self._commit_caught(step.options.catch, live, error, ended)
         self._keep(live)
         if commit is not None:
-            return events.succeeded(task, self._clock(), live.attempt, **_facts(step, task, commit))
+            return events.succeeded(task, self._clock(), live.attempt, **_facts(state, task, commit))
         if error is not None:
             return events.failed(task, self._clock(), live.attempt, error=error)
         return events.stopped(task, self._clock())
@@ -454,7 +624,7 @@ class Run:
 
     def _on_frame(self, live: Live, frame: Frame) -> None:
         live.take(frame)
-        if frame["f"] in ("phase", "display"):
+        if frame["f"] == "display":
             self._say_hint(self._hint(live, {**frame, "say": "frame"}))
 
     def _show_output(self, live: Live) -> None:
@@ -491,7 +661,7 @@ class Run:
         found = []
         for key in self.store.list(layout.request_prefix(self.flow, self.run)):
             if key not in self._seen:
-                event = _request(self.store.get(key), state.spec, self._clock())
+                event = _request(self.store.get(key), state.spec, self._clock(), key)
                 self._seen.add(key)
                 found += [event] if event is not None else []
         return found
@@ -503,7 +673,7 @@ class Run:
         started, delay = time.monotonic(), 0.25
         while True:
             try:
-                result = await asyncio.to_thread(act, *args)
+                result = await self._call(act, *args)
                 if not self._over_here:
                     self._trouble("")
                 return result
@@ -519,6 +689,19 @@ class Run:
             await asyncio.sleep(delay)
             delay = min(2 * delay, 30.0)
 
+    async def _call(self, act: Callable[..., T], *args: Any) -> T:
+        """In the loop as long as the store answers at once, as a local disk does: a thread costs more than the call. Else in a thread."""
+        if not self._in_loop:
+            return await asyncio.to_thread(act, *args)
+        started = time.perf_counter()
+        try:
+            return act(*args)
+        except StoreError:
+            self._in_loop = False
+            raise
+        finally:
+            self._in_loop = self._in_loop and time.perf_counter() - started < SLOW_S
+
     def _load(self) -> Spec:
         data = json.loads(self.store.get(layout.spec(self.flow, self.run)))
         if data.get("version", 1) > SPEC_VERSION:
@@ -529,7 +712,7 @@ class Run:
 
     def _make_folder(self) -> Path:
         """For what attempts print: on the store's own disk, so that it is moved and not copied."""
-        return Path(tempfile.mkdtemp(prefix=f"run-{self.run}-", dir=self.store.local_dir()))
+        return Path(tempfile.mkdtemp(prefix=f"run-{self.run}-{os.getpid()}-", dir=self.store.local_dir()))
 
     def _end_without_log(self, message: str) -> None:
         """Nobody who follows may wait for ever: they are told an end that the log does not hold, and why."""
@@ -567,9 +750,13 @@ class Run:
 
 
 def read_commit(store: Store, flow: str, run: str, task: Task) -> Json:
+    return results_commit(store, flow, run, task.step, task.index, task.part)
+
+
+def results_commit(store: Store, flow: str, run: str, step: str, index: events.Index, part: str) -> Json:
     from flowbook.store.results import read_commit as read  # it brings the codec, which start-up need not wait for
 
-    return read(store, flow, run, task.step, task.index, task.part)
+    return read(store, flow, run, step, index, part)
 
 
 def _ask(state: RunState, task: Task) -> Resources:
@@ -578,20 +765,13 @@ def _ask(state: RunState, task: Task) -> Resources:
     return asked if task.part == "body" else Resources(cpu=min(1.0, asked.cpu))
 
 
-def _ended(pod: asyncio.Task[Exit]) -> Exit | None:
-    """How an attempt ended; None if it was stopped."""
-    if pod.cancelled():
-        return None
-    error = pod.exception()
-    return pod.result() if error is None else Exit("lost", message=f"the worker could not be watched: {type(error).__name__}: {error}")
-
-
-def _facts(step: Step, task: Task, commit: Json) -> dict[str, Json]:
+def _facts(state: RunState, task: Task, commit: Json) -> dict[str, Json]:
     """The part of a COMMIT that the log repeats. A name that was bound but could not be saved is not missing: reading it is an error."""
-    made = commit.get("artifacts", {}).keys() | commit.get("unsaved", {}).keys()
+    step, artifacts = state.spec.step(task.step), commit.get("artifacts", {})
+    made = artifacts.keys() | commit.get("unsaved", {}).keys()
     foreach, catch = step.options.foreach, step.options.catch
     names = dict.fromkeys((*step.saves, *(foreach.names if foreach else ()), *([catch] if catch else ())))
-    kept = ("when", "count", "items", "reprs", "error")
+    kept = ("when", "count", "items", "reprs", "ids", "error")
     return {
         "missing": [name for name in names if name not in made] if task.part == "body" else [],
         "plans": {name: {key: plan[key] for key in kept if key in plan} for name, plan in commit.get("plans", {}).items()},
@@ -599,20 +779,32 @@ def _facts(step: Step, task: Task, commit: Json) -> dict[str, Json]:
         "warnings": commit.get("warnings", []),
         "seconds": commit.get("seconds"),
         "peak_mb": commit.get("peak_mb"),
+        "cpu_s": commit.get("cpu_s"),
+        "keys": _keys(state, task, artifacts) if task.part == "body" else None,
     }
 
 
-def _reused_places(store: Store, flow: str, run: str) -> dict[Task, str]:
-    """The tasks that a run took from runs before it, and where their COMMITs are."""
-    found = {}
-    for key in store.list(layout.log_prefix(flow, run)):
-        for event in events.unbatch(store.get(key), key):
-            if event["e"] == "reused":
-                found[events.task_of(event)] = event["run"]
+def _keys(state: RunState, task: Task, artifacts: Mapping[str, Json]) -> dict[str, str]:
+    names, joined = state.wanted(task.step)
+    found = {name: entry_key(artifacts[name]) for name in names if name in artifacts}
+    if joined:
+        text = json.dumps(sorted((name, entry_key(entry)) for name, entry in artifacts.items()))
+        found["*"] = hashlib.sha256(text.encode()).hexdigest()[:22]
     return found
 
 
-def _request(data: bytes, spec: Spec, at: float) -> Event | None:
+def _blobs(commit: Json) -> set[str]:
+    """Every blob that a COMMIT refers to."""
+    found = {blob for entry in commit.get("artifacts", {}).values() for blob in (entry.get("blob"), *entry.get("blobs", ()))}
+    found |= {blob for plan in commit.get("plans", {}).values() for blob in (plan.get("items"), *plan.get("blobs", ()))}
+    return {blob for blob in found if blob}
+
+
+def _output_name(task: Task, attempt: int) -> str:
+    return f"{task.step}-{layout.task_key(task.index, task.part)}-{attempt}"
+
+
+def _request(data: bytes, spec: Spec, at: float, key: str) -> Event | None:
     """A request object as an event; None for what is no request, or of a later version."""
     try:
         request = json.loads(data)
@@ -623,7 +815,7 @@ def _request(data: bytes, spec: Spec, at: float) -> Event | None:
     is_index = index is None or (step is not None and isinstance(index, list) and all(type(i) is int for i in index))
     if request.get("ask") != "stop" or not known or not is_index:
         return None
-    return events.stop_requested(at, step, index)
+    return events.stop_requested(at, step, index, key)
 
 
 def _error(live: Live, ended: Exit, step: Step, granted: Resources, item: str | None) -> dict[str, Json]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.engine import events
+from flowbook._version import __version__
 from flowbook.engine.scheduler import Machine, Place, Run
 from flowbook.errors import StoreError
 from flowbook.store import layout
@@ -79,6 +80,13 @@ class Client:
         elif message["say"] == "trouble" or self.hint_bytes + len(line) <= HINT_BYTES:
             self.hint_bytes += len(line)
             self.hints.append(Hint(key, after, line))
+        self.awake.set()
+
+    def tell(self, message: Mapping[str, Json]) -> None:
+        """What belongs to no run."""
+        line = json.dumps(message).encode() + b"\n"
+        self.hint_bytes += len(line)
+        self.hints.append(Hint(("", ""), 0, line))
         self.awake.set()
 
     async def write(self) -> None:
@@ -145,6 +153,7 @@ class Server:
             showing.cancel()
             server.close()
             path.unlink(missing_ok=True)
+            self.machine.close()
 
     def stop(self) -> None:
         """Stop all runs tidily: workers are ended, the logs say stopped; then the process ends."""
@@ -203,10 +212,12 @@ class Server:
     async def _hear(self, client: Client, line: bytes) -> None:
         try:
             message = json.loads(line)
-            do, key = message["do"], (message["flow"], message["run"])
-            if not (
-                isinstance(key[0], str) and layout.FLOW_NAME.match(key[0]) and isinstance(key[1], str) and layout.FLOW_NAME.match(key[1])
-            ):
+            do = message["do"]
+            if do in ("ping", "warm"):
+                client.tell(self._pong()) if do == "ping" else self._warm(message)
+                return
+            key = (message["flow"], message["run"])
+            if not all(isinstance(part, str) and layout.FLOW_NAME.match(part) for part in key):
                 return
         except (ValueError, KeyError, TypeError, RecursionError):
             return  # junk
@@ -216,6 +227,17 @@ class Server:
             await self._follow(client, key)
         elif do == "poke" and key in self.runs:
             self.runs[key].poke()
+
+    def _pong(self) -> dict[str, Json]:
+        forks = self.machine.local.forks if self.machine.local is not None else None
+        fork = {"servers": len(forks), "pids": forks.pids, "unsafe": forks.unsafe} if forks is not None else None
+        return {"say": "pong", "pid": os.getpid(), "version": __version__, "runs": [list(key) for key in self.runs], "fork": fork}
+
+    def _warm(self, message: Mapping[str, Json]) -> None:
+        place, modules = _place(message), message.get("imports") or ()
+        if self.machine.local is not None and not self._stopping:
+            names = [name for name in modules if isinstance(name, str)]
+            self.machine.local.warm(place.env, place.cwd, place.sys_path, names)
 
     def _run(self, key: Key, message: Mapping[str, Json]) -> None:
         if key in self.runs or self._stopping:
@@ -228,6 +250,7 @@ class Server:
             place,
             say=lambda hint: self._say(key, hint),
             changed=lambda: self._wake_followers(key),
+            adopt=bool(message.get("adopt")),
         )
         for client in self.clients:
             if key in client.followed:

@@ -15,7 +15,9 @@ tasks that need what a tolerated failure did not make are skipped instead, and t
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ from flowbook.spec.options import min_ok_count
 TRANSITIONS: dict[str, dict[str, str]] = {
     "waiting": {"settled": "ready", "skipped": "skipped", "stopped": "stopped"},
     "ready": {"launched": "launched", "reused": "succeeded", "skipped": "skipped", "stopped": "stopped"},
-    "launched": {"succeeded": "succeeded", "failed": "failed", "retried": "backoff", "stopped": "stopped"},
+    "launched": {"succeeded": "succeeded", "failed": "failed", "retried": "backoff", "lost": "ready", "stopped": "stopped"},
     "backoff": {"launched": "launched", "given_up": "failed", "stopped": "stopped"},
     "succeeded": {},
     "failed": {},
@@ -41,6 +43,7 @@ TRANSITIONS: dict[str, dict[str, str]] = {
 }
 ENDED = frozenset(state for state, ways in TRANSITIONS.items() if not ways)
 ITEM_LIMIT = 100_000  # of one fan-out
+ID = 22  # characters of an item's id in Plan.ids
 TRACEBACKS = 100  # a join over many failures is told the tracebacks of so many
 
 
@@ -53,7 +56,7 @@ class InvalidTransition(EngineError):
 
 @dataclass(frozen=True)
 class Launch:
-    """Start an attempt. `reusable`: the committed task of the origin run may be taken instead, if there is one."""
+    """Start an attempt. `reusable`: look first whether a task of another run may stand for this one."""
 
     task: Task
     attempt: int = 0
@@ -101,21 +104,31 @@ class TaskState:
     launched_at: float | None = None
     ended_at: float | None = None
     error: Json = None
-    origin: str | None = None  # the run whose COMMIT this task took
+    origin: str | None = None  # the run whose COMMIT was taken over, and the task's index there
+    origin_index: Index | None = None
+    made_at: float | None = None  # when that run made it, seconds since the epoch
+    keys: Json = None  # name → key of an artifact that others read; "*" → key of all
     item: str | None = None  # short repr of its item of the innermost fan-out
     missing: tuple[str, ...] = ()  # names of Step.saves that it did not make
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    why: str | None = None  # why it was skipped
+    why: str | None = None  # why it was skipped, or, of a launched one, why the cache had nothing
     blocked: str | None = None  # why it will never run
     caught: bool = False
     seconds: Json = None
     peak_mb: float | None = None
+    cpu_s: float | None = None
     story: list[str] = field(default_factory=list)
     done: bool = False  # ended or blocked: nothing more will come of it
     listeners: list[TaskState] = field(default_factory=list)
     open: int = 0  # nodes that it still waits for
     attempts: int = 0  # launched so far
+    losses: int = 0  # of those, lost by flowbook itself
+
+    @property
+    def index_there(self) -> Index:
+        """The index in the run that made the result."""
+        return self.task.index if self.origin_index is None else self.origin_index
 
     @property
     def bad(self) -> bool:
@@ -137,7 +150,7 @@ class Plan:
     count: int = 0
     items: str | None = None  # the blob of the items
     reprs: tuple[str, ...] = ()
-    reused: bool = False
+    ids: str = ""  # of the items, ID characters each
     lost_items: set[int] = field(default_factory=set)  # items in which a task failed or was stopped
     exceeded: bool = False  # more of them than --min-ok allows
     done: bool = False
@@ -153,12 +166,10 @@ class Group:
     open: int = 0  # parts directly below that are not done; meaningless before the fan-out is known
     total: int = 0
     succeeded: int = 0
-    reused: int = 0
     skipped_count: int = 0
     lost: int = 0  # failed or stopped
     blocked: int = 0
     exceptions: list[TaskState] = field(default_factory=list)  # tasks directly below that ended, but did not succeed
-    origins: dict[int, str] = field(default_factory=dict)  # i → origin run, of tasks directly below that were reused
     done: bool = False
     listeners: list[TaskState] = field(default_factory=list)
 
@@ -174,16 +185,13 @@ class Group:
         """Count what is below and done."""
         self.open -= 1
         if isinstance(part, Group):
-            self.total, self.succeeded, self.reused = self.total + part.total, self.succeeded + part.succeeded, self.reused + part.reused
+            self.total, self.succeeded = self.total + part.total, self.succeeded + part.succeeded
             self.skipped_count, self.lost = self.skipped_count + part.skipped_count, self.lost + part.lost
             self.blocked += part.blocked + (part.fan.state == "blocked")
             return
         self.total += 1
         if part.state == "succeeded":
             self.succeeded += 1
-            if part.origin is not None:
-                self.reused += 1
-                self.origins[part.task.index[-1]] = part.origin
             return
         self.exceptions.append(part)
         self.skipped_count += part.state == "skipped"
@@ -210,7 +218,7 @@ class Links:
 
 
 class RunState:
-    """All that a log says. `apply` changes it; everything else only reads, `not_reusable` excepted."""
+    """All that a log says. `apply` changes it; everything else only reads, but for `not_reusable`, `share` and `end_sharing`."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -223,6 +231,7 @@ class RunState:
         self.active: dict[Task, None] = {}  # launched and not ended
         self._steps = {step.name: step for step in spec.steps}
         self._links = {step.name: self._link_step(step) for step in spec.steps}
+        self._wanted = {step.name: self._want(step) for step in spec.steps}
         self._bodies = _by(spec.steps, lambda step: step.scope)
         self._planned = _by((step for step in spec.steps if step.planned), lambda step: step.base)
         self._plans: dict[tuple[str, Index], Plan] = {}
@@ -230,6 +239,7 @@ class RunState:
         self._counts: dict[str, dict[str, int]] = {step.name: {} for step in spec.steps}
         self._ready: dict[Task, None] = {}  # first come, first served
         self._reusable: dict[Task, None] = {}
+        self._sharing: dict[Task, None] = {}  # wait for an equal task of another run
         self._skips: dict[Task, str] = {}
         self._cancels: dict[Task, None] = {}
         self._backoff: dict[Task, float] = {}
@@ -255,14 +265,18 @@ class RunState:
         return self._counts[step]
 
     def locate(self, step: str, index: Iterable[int] = (), part: str = "body") -> str:
-        """The run where the task's COMMIT is: this one, or the one it was taken from."""
-        found = self.tasks.get(Task(step, tuple(index), part))
-        return found.origin if found is not None and found.origin is not None else self.spec.run
+        """The run where the task's COMMIT is: always this one, into which those of other runs are copied."""
+        return self.spec.run
+
+    def printed_by(self, task: Task) -> tuple[str, Index, int]:
+        """Run, index and attempt of what made the result: there stands what it printed."""
+        found = self.tasks[task]
+        return found.origin or self.spec.run, found.index_there, found.attempt
 
     def attempts_left(self, task: Task) -> bool:
         """Whether a failure of the attempt that runs now would be tried again."""
         found = self.tasks[task]
-        return found.attempts <= self._steps[task.step].options.retry.times and self._may_start(found) and task not in self._cancels
+        return found.attempts - found.losses <= self._steps[task.step].options.retry.times and self._may_start(found) and task not in self._cancels
 
     def order_inputs(self, task: Task) -> tuple[dict[str, Json], dict[str, Json], Json, list[Json]]:
         """The parts "inputs", "joins", "item" and "failures" of an ORDER."""
@@ -272,7 +286,7 @@ class RunState:
             maker = next(self._made(given, step, task.index), None)
             if maker is not None:
                 where = maker.task
-                inputs[given.name] = {"run": maker.origin or self.spec.run, "step": where.step, "index": list(where.index)}
+                inputs[given.name] = {"run": self.spec.run, "step": where.step, "index": list(where.index)}
         read = {given.name for given in step.plan_inputs}
         joined = [name for name in step.options.join if name in self._steps and (task.part == "body" or name in read)]
         joins = {name: self._join(self._need(name, step.base), task.index) for name in joined}
@@ -297,12 +311,61 @@ class RunState:
                     "error": _short(found.error, n < TRACEBACKS),
                 }
         join: dict[str, Json] = {"index": list(index[: need[1]]), "count": None, "exceptions": exceptions, "run": self.spec.run}
-        if not isinstance(node, Group):
-            return {**join, "run": node.origin or self.spec.run}
-        join["count"] = node.fan.count
-        if node.origins and len(node.origins) == node.succeeded and len(set(node.origins.values())) == 1:
-            return {**join, "run": next(iter(node.origins.values()))}
-        return {**join, "runs": {str(i): run for i, run in node.origins.items()}} if node.origins else join
+        if isinstance(node, Group):
+            join["count"] = node.fan.count
+        return join
+
+    # ---- keys -----------------------------------------------------------------------------------------------------------
+
+    def ids(self, task: Task) -> list[str]:
+        """The id of the item at each place of the task's index."""
+        scope, index = self._scope(self.tasks[task]), task.index
+        found = []
+        for depth, i in enumerate(index):
+            ids = self._plans[scope[depth], index[:depth]].ids
+            found.append(ids[ID * i : ID * (i + 1)] or str(i))
+        return found
+
+    def wanted(self, step: str) -> tuple[frozenset[str], bool]:
+        """The artifacts of a step whose keys the log must hold: those that others read; and whether all of them count together."""
+        return self._wanted[step]
+
+    def read_keys(self, task: Task) -> dict[str, str] | None:
+        """name → key of what the task reads from other tasks; None where the key of something is not known."""
+        step = self._steps[task.step]
+        found: dict[str, str] = {}
+        for given in step.inputs if task.part == "body" else step.plan_inputs:
+            maker = next(self._made(given, step, task.index), None)
+            found[given.name] = "" if maker is None else (maker.keys or {}).get(given.name, "?")
+        read = {given.name for given in step.plan_inputs}
+        for name in step.options.join:
+            if name in self._steps and (task.part == "body" or name in read):
+                found[name] = self._joined_key(self._need(name, step.base), task.index)
+        return None if "?" in found.values() else found
+
+    def _joined_key(self, need: Need, index: Index) -> str:
+        node = self._node(need, index)
+        places = [index[: need[1]]]
+        if isinstance(node, Group):
+            places = [(*places[0], i) for i in range(node.fan.count)]
+        digest = hashlib.sha256()
+        for place in places:
+            found = self.tasks[Task(need[0], place)]
+            key = (found.keys or {}).get("*", "?") if found.state == "succeeded" else json.dumps([found.state, _short(found.error, False)])
+            if key == "?":
+                return "?"
+            digest.update(f"{len(key)} {key}".encode())
+        return digest.hexdigest()[:ID]
+
+    def key(self, task: Task) -> tuple[str, dict[str, str]] | None:
+        """The task's key and the keys of what it reads; None for a task that no other may stand for. Its needs must be done."""
+        step = self._steps[task.step]
+        own = step.key if task.part == "body" else step.plan_key
+        read = self.read_keys(task) if own and not step.options.always else None
+        if read is None:
+            return None
+        text = json.dumps([own, task.part, self.ids(task), sorted(read.items())])
+        return hashlib.sha256(text.encode()).hexdigest()[:32], read
 
     # ---- events ---------------------------------------------------------------------------------------------------------
 
@@ -317,10 +380,22 @@ class RunState:
         self._settle_all()
 
     def not_reusable(self, task: Task) -> None:
-        """The origin run has no COMMIT of this task: launch it. No event; a fold of the log asks again."""
+        """Nothing can stand for this task: launch it. No event; a fold of the log asks again."""
         if task in self._reusable:
             del self._reusable[task]
             self._ready[task] = None
+
+    def share(self, task: Task) -> None:
+        """An equal task of another run is running: wait for it."""
+        if task in self._reusable:
+            del self._reusable[task]
+            self._sharing[task] = None
+
+    def end_sharing(self, task: Task) -> None:
+        """What this task waited for has ended: look again."""
+        if task in self._sharing:
+            del self._sharing[task]
+            self._reusable[task] = None
 
     def _on_run_started(self, event: Event) -> None:
         if self.started_at is not None:
@@ -341,6 +416,7 @@ class RunState:
         self._move(found, "launched", event)
         found.attempt, found.attempts = found.attempts, found.attempts + 1
         found.launched_at, found.ended_at, found.notes = event["at"], None, tuple(event.get("notes", ()))
+        found.why = event.get("why")
         self.active[found.task] = None
 
     def _on_succeeded(self, event: Event) -> None:
@@ -348,18 +424,20 @@ class RunState:
         self._check_attempt(found, event)
         self._move(found, "succeeded", event)
         found.error, found.caught = None, bool(event.get("caught"))
-        found.seconds, found.peak_mb = event.get("seconds"), event.get("peak_mb")
+        found.seconds, found.peak_mb, found.cpu_s = event.get("seconds"), event.get("peak_mb"), event.get("cpu_s")
         found.warnings = tuple(event.get("warnings", ()))
         self._committed(found, event)
 
     def _on_reused(self, event: Event) -> None:
         found = self._find(event)
         self._move(found, "reused", event)
-        found.origin, found.attempt = event["run"], event.get("attempt", 0)
+        found.origin, found.attempt, found.made_at = event["run"], event.get("attempt", 0), event.get("made_at")
+        if event.get("from_index") is not None:
+            found.origin_index = tuple(event["from_index"])
         self._committed(found, event)
 
     def _committed(self, found: TaskState, event: Event) -> None:
-        found.ended_at, found.missing = event["at"], tuple(event.get("missing", ()))
+        found.ended_at, found.missing, found.keys = event["at"], tuple(event.get("missing", ())), event.get("keys")
         plans = event.get("plans") or {}
         if found.task.part == "plan":
             self._planned_by(found, self._plans[found.task.step, found.task.index], plans, event["at"])
@@ -380,6 +458,16 @@ class RunState:
             heapq.heappush(self._due, (at, self._pushed, found.task))
         else:
             self._fail(found)
+
+    def _on_lost(self, event: Event) -> None:
+        found = self._find(event)
+        self._check_attempt(found, event)
+        self._move(found, "lost", event)
+        found.losses += 1
+        if self._is_stopped(found):
+            self._end_stopped(found, event)
+        else:
+            self._queue(found)
 
     def _on_skipped(self, event: Event) -> None:
         found = self._find(event)
@@ -431,7 +519,15 @@ class RunState:
         found.state = state
         self._count(found, 1)
         task = found.task
-        queues: tuple[dict[Task, Any], ...] = (self.active, self._ready, self._reusable, self._skips, self._cancels, self._backoff)
+        queues: tuple[dict[Task, Any], ...] = (
+            self.active,
+            self._ready,
+            self._reusable,
+            self._sharing,
+            self._skips,
+            self._cancels,
+            self._backoff,
+        )
         for queue in queues:
             queue.pop(task, None)
         while self._due and self._backoff.get(self._due[0][2]) != self._due[0][0]:
@@ -555,21 +651,12 @@ class RunState:
         return (maker for maker in self._makers(given, step, index) if maker.state == "succeeded" and given.name not in maker.missing)
 
     def _is_reusable(self, found: TaskState) -> bool:
-        """Whether the origin's COMMIT would be the same: the step may be reused, and so was all that this task reads."""
+        """Whether a task of another run may stand for this one, if one is found. --no-cache and --fresh leave the origin of a resume."""
         step = self._steps[found.task.step]
-        if self.spec.origin is None or step.name not in self.spec.reuse or step.options.always or found.attempts:
+        known = step.key if found.task.part == "body" else step.plan_key
+        if not known or step.options.always or found.attempts:
             return False
-        is_body, index = found.task.part == "body", found.task.index
-        if is_body and step.planned and not self._plans[step.name, index[: len(step.base)]].reused:
-            return False
-        for need in self._links[step.name].data if is_body else self._links[step.name].plan:
-            node = self._node(need, index)
-            if isinstance(node, Group):
-                if node.lost or node.blocked or node.reused != node.succeeded:
-                    return False
-            elif node.origin is None and not node.skipped:
-                return False
-        return True
+        return self.spec.origin is not None or not (self.spec.fresh or step.options.no_cache)
 
     # ---- failing and stopping -----------------------------------------------------------------------------------------------
 
@@ -639,7 +726,7 @@ class RunState:
         if self.failing:
             return
         self.failing = True
-        for queue in (self._ready, self._reusable):
+        for queue in (self._ready, self._reusable, self._sharing):
             for task in [task for task in queue if not self._may_start(self.tasks[task])]:
                 del queue[task]
                 self._queue(self.tasks[task])
@@ -656,11 +743,13 @@ class RunState:
         found = plans.get(plan.step.name)
         if plan.done:
             return
+        if found is None and by.origin is not None and by.task.part == "body":
+            # The result was taken over, but the expression is another by now: a task of its own evaluates it.
+            return self._connect([self._new(plan.step, plan.index, "plan", by.item)])
         if found is None:
             return self._decide(plan, "skip", f"{by.task} did not evaluate its --foreach or --when")
         error = found.get("error")
         count = found.get("count")
-        plan.reused = by.origin is not None
         if error is None and found.get("when") is False:
             return self._decide(plan, "skip", f"--when {plan.step.options.when} was false")
         if error is None and plan.step.options.foreach is not None and not (type(count) is int and 0 <= count <= ITEM_LIMIT):
@@ -671,6 +760,7 @@ class RunState:
         if error is not None:
             return self._plan_failed(by, plan, error, at)
         plan.count, plan.items, plan.reprs = count or 0, found.get("items"), tuple(found.get("reprs", ()))
+        plan.ids = str(found.get("ids", ""))
         return self._decide(plan, "ok", "")
 
     def _plan_failed(self, by: TaskState, plan: Plan, error: Json, at: float) -> None:
@@ -781,6 +871,11 @@ class RunState:
         depth = next((n for n, (a, b) in enumerate(zip(other, scope, strict=False)) if a != b), min(len(other), len(scope)))
         return name, depth
 
+    def _want(self, maker: Step) -> tuple[frozenset[str], bool]:
+        steps = self.spec.steps
+        read = {given.name for step in steps for given in (*step.inputs, *step.plan_inputs) if maker.name in given.makers}
+        return frozenset(read), any(maker.name in step.options.join for step in steps)
+
     def _link_step(self, step: Step) -> Links:
         options = step.options
         made = [(name, step.scope) for given in step.inputs for name in given.makers]
@@ -825,7 +920,7 @@ def decide(state: RunState, now: float, room: int | None = None) -> list[Command
     commands += [Skip(task, why) for task, why in state._skips.items()]
     launches = _launches(state, now)
     commands += launches if room is None else islice(launches, room)
-    if not (state.active or state._ready or state._reusable or state._backoff or state._skips):
+    if not (state.active or state._ready or state._reusable or state._sharing or state._backoff or state._skips):
         commands += _next_always(state) or [Finish(_outcome(state))]
     if state._due and state._due[0][0] > now:
         commands.append(Wake(state._due[0][0]))

@@ -105,7 +105,7 @@ class Step:
     watch: tuple[tuple[str, str], ...] = ()  # loaded names that the body must leave alone: (name, "error" | "warn")
     key: str = ""  # of all that the kernel knows a result depends on: code, captures, parameters, …; "" is never reused
     plan_key: str = ""  # the same of --foreach and --when
-    parts: dict[str, str] = field(default_factory=dict)  # what `key` is made of: name → hash, so that a miss can be explained
+    parts: dict[str, str] = field(default_factory=dict, hash=False)  # what `key` is made of: name → hash, so that a miss can be explained
 
     @property
     def planned(self) -> bool:
@@ -131,6 +131,7 @@ class Spec:
     modules: dict[str, Json] = field(default_factory=dict)  # local modules: dotted name → {file, blob, package}
     setup: tuple[str, ...] = ()  # filenames of %%flowsetup cells, in order
     setup_captures: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()  # modules that a process may import before it knows its task
     files: dict[str, Json] = field(default_factory=dict)  # path → {size, mtime_ns, sha256}
     tags: tuple[str, ...] = ()
     max_parallel: int | None = None

@@ -57,6 +57,10 @@ class Store(Protocol):
         """All keys that begin with `prefix` (any string, not only whole parts), sorted."""
         ...
 
+    def names(self, folder: str) -> Iterable[str]:
+        """What stands directly in a folder (``flows/demo``): the next part of each key there, once, sorted."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens if it is not there."""
         ...

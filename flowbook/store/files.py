@@ -93,6 +93,15 @@ class FilesStore:
         self._check_format()
         yield from self._walk(folder, prefix)
 
+    def names(self, folder: str) -> list[str]:
+        path = self._readable(folder)
+        try:
+            return sorted(name for name in os.listdir(path) if not name.startswith("."))  # noqa: PTH208
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return []
+            raise StoreError(f"cannot list {path}: {error.strerror}") from error
+
     def _walk(self, folder: str, prefix: str) -> Iterator[str]:
         try:
             with os.scandir(f"{self._base}/{folder}") as entries:

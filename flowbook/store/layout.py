@@ -4,12 +4,13 @@
     flows/FLOW/RUN/run.json                 the spec; creating it takes the run's number
     flows/FLOW/RUN/run.log/000017.json          events, one writer
     flows/FLOW/RUN/run.requests/NAME.json       what a reader asks of the run's engine (stop)
+    flows/FLOW/RUN/run.keys.json            the keys of its tasks, for the cache; can be made again from the log
     flows/FLOW/RUN/STEP/TASK.COMMIT         created once: the result of a task
     flows/FLOW/RUN/STEP/TASK/K/output       what attempt K printed (bytes, stdout and stderr as they came)
     flows/FLOW/RUN/STEP/TASK/K/display.json rich output of attempt K
     blobs/HH/HASH                           artifacts, items, code, by content (sha256 in hex)
 
-A step name has no dot, so run.log and run.requests cannot meet one. FLOW, STEP and RUN are identifiers checked at definition; no other part of a key comes from a user.
+A step name has no dot, so none of the names with run. can meet one. FLOW, STEP and RUN are identifiers checked at definition; no other part of a key comes from a user.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ def run_prefix(flow: str, run: str) -> str:
 
 def spec(flow: str, run: str) -> str:
     return f"flows/{flow}/{run}/run.json"
+
+
+def keys(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/run.keys.json"
 
 
 def log(flow: str, run: str, number: int) -> str:

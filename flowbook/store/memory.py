@@ -64,6 +64,11 @@ class MemoryStore:
             found = sorted(key for key in self._objects if key.startswith(prefix))
         yield from found
 
+    def names(self, folder: str) -> list[str]:
+        start = f"{check_key(folder)}/"
+        with self._lock:
+            return sorted({key[len(start) :].partition("/")[0] for key in self._objects if key.startswith(start)})
+
     def delete(self, key: str) -> None:
         with self._lock:
             self._objects.pop(check_key(key), None)

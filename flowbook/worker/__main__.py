@@ -1,12 +1,18 @@
-"""`python -P -m flowbook.worker`: reads an ORDER as JSON from stdin and carries it out. With `--serial`: the serial reading."""
+"""`python -P -m flowbook.worker`: reads an ORDER as JSON from stdin and carries it out.
+
+`--serial`: the serial reading. `--fork-server FD`: serve orders that come over a socket, each in a forked process.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
+    if "--fork-server" in sys.argv[1:]:
+        _serve(int(sys.argv[-1]))
     try:
         order = json.load(sys.stdin.buffer)
         if not isinstance(order, dict):
@@ -25,6 +31,19 @@ def main() -> None:
 
         attempt.leave(serial.run(order))
     attempt.leave(attempt.run(order))
+
+
+def _serve(fd: int) -> NoReturn:
+    import faulthandler
+
+    import flowbook.store.compare
+    import flowbook.store.files
+    import flowbook.store.pickler  # noqa: F401 (what every attempt uses, and would else import by itself)
+    from flowbook.worker import attempt, forkserver, output
+
+    faulthandler.enable()
+    output.prepare_streams()
+    forkserver.serve(fd, lambda order: attempt.leave(attempt.run(order)), attempt.prepare)
 
 
 if __name__ == "__main__":

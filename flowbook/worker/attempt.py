@@ -9,6 +9,7 @@ A Failure ends it before COMMIT. COMMIT is created once; if another attempt was 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -70,6 +71,34 @@ def run(order: Order) -> int:
     return 0
 
 
+_specs: dict[str, tuple[Store, Spec]] = {}  # of the last runs; filled in a fork server, read in the processes it forks
+SPECS = 4
+
+
+def read_spec(order: Order) -> tuple[Store, Spec]:
+    """The store and the spec of an order's run. Raises StoreError."""
+    key = json.dumps([order["store"], order["flow"], order["run"]])
+    if key not in _specs:
+        store = open_store(order["store"])
+        spec = flows.from_json(Spec, json.loads(store.get(layout.spec(order["flow"], order["run"]))))
+        while len(_specs) >= SPECS:
+            del _specs[next(iter(_specs))]
+        _specs[key] = store, spec
+    return _specs[key]
+
+
+def prepare(order: Order) -> tuple[str, ...]:
+    """In a fork server: read what all attempts of a run read, and give the modules that its steps import."""
+    try:
+        spec = read_spec(order)[1]
+        execute.compile_cell(spec.step(order["step"]).source, spec.step(order["step"]).filename)
+    except Exception:  # the attempt meets the same, and tells it
+        return ()
+    if order.get("sys_path"):
+        sys.path[:] = [path for path in order["sys_path"] if isinstance(path, str)]
+    return spec.imports
+
+
 def _tell(frames: output.Frames, error: dict[str, Json]) -> None:
     output.flush()
     if not frames.send({"f": "failed", "error": error}):
@@ -116,8 +145,7 @@ class Attempt:
     def __init__(self, order: Order, frames: output.Frames) -> None:
         self.order, self.frames = order, frames
         self.pid = os.getpid()
-        self.store: Store = open_store(order["store"])
-        self.spec: Spec = flows.from_json(Spec, json.loads(self.store.get(layout.spec(order["flow"], order["run"]))))
+        self.store, self.spec = read_spec(order)
         if order["step"] not in {step.name for step in self.spec.steps}:
             raise ArtifactError(f"run {order['run']} of flow {order['flow']} has no step {order['step']!r}")
         self.step: Step = self.spec.step(order["step"])
@@ -225,8 +253,12 @@ class Attempt:
             tuple(self.spec.tags),
             tuple(self.order.get("failures") or ()),
         )
-        current.set_task(task, self.order.get("scratch"))
-        current.give(self.order.get("scratch"))
+        scratch = self.order.get("scratch")
+        if scratch is not None:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(scratch, 0o700)  # noqa: PTH102
+        current.set_task(task, scratch)
+        current.give(scratch)
 
     def _load(self) -> None:
         scope, step = self.scope, self.step

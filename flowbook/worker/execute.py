@@ -9,6 +9,7 @@ import __future__
 import ast
 import builtins
 import dis
+import functools
 import inspect
 import linecache
 import sys
@@ -57,6 +58,7 @@ class Code:
     last: types.CodeType | None
 
 
+@functools.lru_cache(maxsize=64)  # a fork server compiles a body once for all its tasks
 def compile_cell(source: str, filename: str) -> Code:
     """Compile a cell as notebooks do: `await` is allowed at the top level, a last expression without `;` is shown. Raises SyntaxError."""
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT

@@ -7,18 +7,39 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+from flowbook.engine.launch.fork import ForkServers
 from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, environment, find_devices, machine_capacity
 from flowbook.spec.flow import Resources
 
+T = TypeVar("T")
+SPAWNED = "import json, sys\norder = json.loads(sys.stdin.buffer.read())\n"
+FORKED = """
+import os, sys
+from flowbook.worker import forkserver, output
+def run(order):
+    code = 0
+    try:
+        exec(PRELUDE, {"order": order, "__name__": "__main__"})
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+output.prepare_streams()
+forkserver.serve(int(sys.argv[1]), run)
+"""
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
-order = json.loads(sys.stdin.buffer.read())
 def frame(**fields):
     os.write(order["frames_fd"], json.dumps(fields).encode() + b"\\n")
 def raw(data):
@@ -33,13 +54,25 @@ exec(order["do"])
 class Bench:
     """Runs snippets as workers and keeps what came of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, how: str = "spawn") -> None:
         self.folder = folder
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.output = folder / "output"
         self.frames: list[Frame] = []
         script = folder / "worker.py"
-        script.write_text(PRELUDE)
-        self.launcher = LocalLauncher(worker=(sys.executable, "-P", str(script)), grace_s=1.0)
+        script.write_text(SPAWNED + PRELUDE)
+        server = folder / "server.py"
+        server.write_text(FORKED.replace("PRELUDE", repr(PRELUDE)))
+        forks = ForkServers((sys.executable, "-P", str(server)), log=folder / "server.log") if how == "fork" else None
+        self.launcher = LocalLauncher(worker=(sys.executable, "-P", str(script)), grace_s=1.0, forks=forks)
+
+    def close(self) -> None:
+        if self.loop is not None:
+            self.loop.run_until_complete(self._close())
+            self.loop.close()
+
+    async def _close(self) -> None:
+        self.launcher.close()
 
     async def attempt(self, do: str, **fields: Any) -> Exit:
         env = {"PATH": os.environ["PATH"], **fields.pop("env", {})}
@@ -47,7 +80,12 @@ class Bench:
         return await self.launcher.run(Attempt(order, self.output, env, **fields), self.frames.append)
 
     def run(self, do: str, **fields: Any) -> Exit:
-        return asyncio.run(self.attempt(do, **fields))
+        return self.complete(self.attempt(do, **fields))
+
+    def complete(self, scene: Coroutine[Any, Any, T]) -> T:
+        """Run it in the one loop of this bench, where its fork server lives."""
+        self.loop = self.loop or asyncio.new_event_loop()
+        return self.loop.run_until_complete(scene)
 
     def cancel_when(self, seen: Callable[[], bool], do: str) -> float:
         """Start it, cancel it once `seen`, and give the seconds that took."""
@@ -61,7 +99,7 @@ class Bench:
                 await task
             return time.monotonic() - begun
 
-        return asyncio.run(scene())
+        return self.complete(scene())
 
     @property
     def text(self) -> str:
@@ -86,9 +124,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+@pytest.fixture(params=["spawn", "fork"])
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(tmp_path, request.param)
+    yield bench
+    bench.close()
 
 
 def test_an_attempt_reads_its_order_prints_to_its_file_and_sends_frames(bench: Bench) -> None:
@@ -134,7 +174,7 @@ def test_a_timeout_ends_the_whole_group(bench: Bench) -> None:
     done = bench.run("alive()\nif os.fork() == 0: alive()\ntime.sleep(60)", timeout_s=0.5)
 
     assert done.reason == "timeout"
-    assert is_gone(bench.pid(0)) and is_gone(bench.pid(1))
+    bench.complete(until(lambda: is_gone(bench.pid(0)) and is_gone(bench.pid(1))))
 
 
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(bench: Bench) -> None:
@@ -163,7 +203,7 @@ def test_children_that_a_worker_leaves_behind_are_killed(bench: Bench) -> None:
     do = "r, w = os.pipe()\nif os.fork() == 0:\n    alive()\n    os.write(w, b'x')\n    time.sleep(60)\nos.read(r, 1)\nos._exit(0)"
 
     assert bench.run(do).code == 0
-    asyncio.run(until(lambda: is_gone(bench.pid())))
+    bench.complete(until(lambda: is_gone(bench.pid())))
 
 
 def test_a_child_that_escaped_and_holds_the_pipes_does_not_hold_up_the_end(bench: Bench) -> None:
@@ -237,7 +277,7 @@ def test_a_large_frame_and_one_without_line_end_arrive(bench: Bench) -> None:
 
 
 def test_the_scratch_folder_is_the_attempts_own_and_goes_with_it(bench: Bench) -> None:
-    bench.run("open(order['scratch'] + '/big', 'w').write('x'); print(order['scratch'], os.path.isdir(order['scratch']))")
+    bench.run("os.mkdir(order['scratch']); open(order['scratch'] + '/big', 'w').write('x'); print(order['scratch'], os.path.isdir(order['scratch']))")
 
     path, was_there = bench.text.split()
     assert was_there == "True"
@@ -286,7 +326,7 @@ def test_gpus_are_handed_out_once_and_given_back(bench: Bench) -> None:
     async def scene() -> None:
         await asyncio.gather(bench.attempt(do, resources=Resources(gpu=1)), bench.attempt(do, resources=Resources(gpu=1)))
 
-    asyncio.run(scene())
+    bench.complete(scene())
     bench.run(do, resources=Resources(gpu=2))
     bench.run(do)
 

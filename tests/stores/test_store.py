@@ -215,3 +215,14 @@ def test_an_error_of_the_data_leaves_nothing_behind(store):
         with pytest.raises(RuntimeError, match="source died"):
             write("a/b", broken())
     assert list(store.list("")) == [] and not store.exists("a/b")
+
+
+def test_names_are_what_stands_directly_in_a_folder(store):
+    for key in ("flows/demo/2/run.json", "flows/demo/10/run.json", "flows/demo/10/a/0.COMMIT", "flows/demolition/1/run.json"):
+        store.create(key, b"x")
+
+    assert list(store.names("flows/demo")) == ["10", "2"]
+    assert list(store.names("flows/demo/10")) == ["a", "run.json"]
+    assert list(store.names("flows/none")) == []
+    with pytest.raises(StoreError):
+        store.names("../etc")

@@ -1,7 +1,8 @@
 """Attempts as processes on this machine: start one, watch it, tell how it ended.
 
-Knows nothing of runs, logs or stores: an order goes in by stdin, frames come out by a pipe, and how the process ended is an
-Exit. Whether the attempt succeeded is not said here; its COMMIT says that.
+Knows nothing of runs, logs or stores: an order goes in, frames come out by a pipe, and how the process ended is an Exit. Whether
+the attempt succeeded is not said here; its COMMIT says that. A fork server makes the process (fork.py); where it cannot, a new
+Python does, which reads its order from stdin.
 
 A worker is the leader of a session and process group of its own. Whatever ends it, the whole group is gone before `run` returns.
 psutil is imported when a memory limit is first watched, never at start-up.
@@ -10,6 +11,7 @@ psutil is imported when a memory limit is first watched, never at start-up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -22,9 +24,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flowbook.engine.admission import Capacity
+from flowbook.engine.launch.fork import ForkServers
 from flowbook.spec.flow import Resources
 
 Json = Any
@@ -44,7 +47,8 @@ class Exit:
     """How an attempt's process ended.
 
     `reason`: "ended" (by itself, with `code`), "killed" (by a signal, whose name is `signal`), "oom" (over its memory limit),
-    "timeout", "lost" (it could not be started; `message` says why). `peak_mb` (10**6 bytes) is known where memory was watched.
+    "timeout", "lost" (it could not be started or its end is not known; `message` says why, `again` whether that was no fault of
+    the attempt). `peak_mb` (10**6 bytes) is known where memory was watched.
     """
 
     reason: str
@@ -52,6 +56,7 @@ class Exit:
     signal: str | None = None
     peak_mb: float | None = None
     message: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,51 @@ class Attempt:
     timeout_s: float | None = None
 
 
-class LocalLauncher:
-    """Runs attempts here. `devices` are the GPUs it may hand out, by the names CUDA_VISIBLE_DEVICES knows."""
+class Process(Protocol):
+    """A running attempt, forked or spawned."""
 
-    def __init__(self, devices: Sequence[str] = (), worker: Sequence[str] = WORKER, grace_s: float = GRACE_S) -> None:
+    @property
+    def pid(self) -> int | None: ...
+    async def ended(self) -> None: ...
+    async def terminate(self, grace_s: float) -> None: ...
+    def kill(self) -> None: ...
+    def reap(self) -> int | None: ...
+
+
+class LocalLauncher:
+    """Runs attempts here. `devices` are the GPUs it may hand out, by the names CUDA_VISIBLE_DEVICES knows.
+
+    `forks` None: every attempt is spawned as `worker`. `folder` is where scratch folders are made.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[str] = (),
+        worker: Sequence[str] = WORKER,
+        grace_s: float = GRACE_S,
+        forks: ForkServers | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.devices = list(devices)  # those that are free
+        self.forks = forks
         self._worker, self._grace_s = tuple(worker), grace_s
+        self._folder, self._own_folder = folder, folder is None
+        self._count = 0
+
+    def warm(self, env: Mapping[str, str], cwd: str | None, sys_path: Sequence[str], modules: Sequence[str]) -> None:
+        """Get a fork server ready for attempts that ask for one core, as most do."""
+        if self.forks is not None:
+            order = {"cwd": cwd, "sys_path": list(sys_path)}
+            with contextlib.suppress(OSError):
+                server = self.forks.find(environment(Attempt(order, Path(os.devnull), env)), cwd, sys_path)
+                if server is not None and modules:
+                    server.prepare(modules)
+
+    def close(self) -> None:
+        if self.forks is not None:
+            self.forks.close()
+        if self._own_folder and self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def run(self, attempt: Attempt, on_frame: Callable[[Frame], None] = lambda frame: None) -> Exit:
         """Run one attempt to its end. Cancelling stops the process group (SIGTERM, then SIGKILL) and is then passed on.
@@ -85,60 +129,94 @@ class LocalLauncher:
         devices = [self.devices.pop(0) for _ in range(min(attempt.resources.gpu, len(self.devices)))]
         scratch = ""
         try:
-            scratch = tempfile.mkdtemp(prefix="flowbook-scratch-")
+            scratch = self._scratch()
             return await self._run(attempt, on_frame, scratch, devices)
         except OSError as error:
             return Exit("lost", message=_why_not_started(error, attempt))
         finally:
             self.devices += devices
-            if scratch:
+            if scratch and not _removed(scratch):
                 await asyncio.shield(asyncio.to_thread(shutil.rmtree, scratch, True))
+
+    def _scratch(self) -> str:
+        """A path that is free; the worker makes the folder."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="flowbook-scratch-"))
+        self._count += 1
+        return f"{self._folder}/scratch-{self._count}"
 
     async def _run(self, attempt: Attempt, on_frame: Callable[[Frame], None], scratch: str, devices: list[str]) -> Exit:
         frames = _Frames(on_frame)
+        process: Process
         try:
-            process = self._start(attempt, frames.write_fd, scratch, devices)
+            process = await self._start(attempt, frames.write_fd, scratch, devices)
         except BaseException:
             frames.close()
             raise
         frames.listen()
-        child = _Child(process)
-        meter = _Meter(process.pid, attempt.resources.memory_mb)
+        meter = _Meter(process, attempt.resources.memory_mb)
         try:
-            reason = await _watch(child, meter, attempt.timeout_s)
+            reason = await _watch(process, meter, attempt.timeout_s)
             if reason == "timeout":
-                await child.terminate(self._grace_s)
+                await process.terminate(self._grace_s)
         except asyncio.CancelledError:
-            await child.terminate(self._grace_s)
+            await process.terminate(self._grace_s)
             raise
         finally:
-            child.kill()
+            process.kill()
             try:
-                await child.ended()
+                await process.ended()
             finally:  # cancelled again: after SIGKILL the last wait is short
-                code = child.reap()
+                code = process.reap()
                 frames.close()
+        if code is None:
+            return Exit("lost", message="the fork server of this engine died", again=True)
         return _exit(reason, code, meter.peak_mb)
 
-    def _start(self, attempt: Attempt, frames_fd: int, scratch: str, devices: list[str]) -> subprocess.Popen[bytes]:
+    async def _start(self, attempt: Attempt, frames_fd: int, scratch: str, devices: list[str]) -> Process:
+        env = environment(attempt, devices)
         order = {**attempt.order, "scratch": scratch, "frames_fd": frames_fd}
+        cwd = attempt.order.get("cwd") or None
+        output = os.open(attempt.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            server = self.forks.find(env, cwd, attempt.order.get("sys_path") or ()) if self.forks is not None else None
+            if server is not None and await server.ready():
+                forked = server.run(order, output, frames_fd, env.get("CUDA_VISIBLE_DEVICES"))
+                try:
+                    if await forked.started() or forked.lost:
+                        return forked
+                except asyncio.CancelledError:
+                    forked.kill()
+                    raise
+            return _Child(self._spawn(order, cwd, env, output))
+        finally:
+            os.close(output)
+
+    def _spawn(self, order: Mapping[str, Json], cwd: str | None, env: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
         with tempfile.TemporaryFile() as stdin:  # a file, not a pipe: an order of any size is read when the worker is ready for it
             stdin.write(json.dumps(order).encode())
             stdin.seek(0)
-            output = os.open(attempt.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                return subprocess.Popen(
-                    self._worker,
-                    stdin=stdin,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=(frames_fd,),
-                    start_new_session=True,
-                    cwd=attempt.order.get("cwd") or None,
-                    env=environment(attempt, devices),
-                )
-            finally:
-                os.close(output)
+            return subprocess.Popen(
+                self._worker,
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
+                pass_fds=(order["frames_fd"],),
+                start_new_session=True,
+                cwd=cwd,
+                env=dict(env),
+            )
+
+
+def _removed(folder: str) -> bool:
+    """Remove a folder that is empty or was never made, as most are; False if there is more to do."""
+    try:
+        os.rmdir(folder)  # noqa: PTH106
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def environment(attempt: Attempt, devices: Sequence[str] = ()) -> dict[str, str]:
@@ -157,8 +235,11 @@ def _why_not_started(error: OSError, attempt: Attempt) -> str:
     return f"the worker was not started: {error}. Close some programs if memory or processes ran out, then run again"
 
 
-async def _watch(child: _Child, meter: _Meter, timeout_s: float | None) -> str:
+async def _watch(child: Process, meter: _Meter, timeout_s: float | None) -> str:
     """Until the process ends by itself, reaches its time or its memory limit: "ended", "timeout" or "oom"."""
+    if timeout_s is None and meter.limit_mb is None:
+        await child.ended()
+        return "ended"
     ended = asyncio.ensure_future(child.ended())
     over = asyncio.ensure_future(meter.over()) if meter.limit_mb is not None else None
     try:
@@ -210,6 +291,10 @@ class _Child:
             self._pidfd = None
         self._ended.set()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def ended(self) -> None:
         await self._ended.wait()
 
@@ -242,22 +327,24 @@ class _Child:
 class _Meter:
     """Resident memory of a process and its descendants, in MB of 10**6 bytes, watched against a limit."""
 
-    def __init__(self, pid: int, limit_mb: float | None) -> None:
-        self._pid, self.limit_mb = pid, limit_mb
+    def __init__(self, process: Process, limit_mb: float | None) -> None:
+        self._process, self.limit_mb = process, limit_mb
         self.peak_mb: float | None = None
 
     async def over(self) -> None:
         """Returns once the limit is exceeded."""
         assert self.limit_mb is not None
         while True:
-            now_mb = await asyncio.to_thread(_resident_mb, self._pid)
+            now_mb = await asyncio.to_thread(_resident_mb, self._process.pid)
             self.peak_mb = max(self.peak_mb or 0.0, now_mb)
             if now_mb > self.limit_mb:
                 return
             await asyncio.sleep(WATCH_S)
 
 
-def _resident_mb(pid: int) -> float:
+def _resident_mb(pid: int | None) -> float:
+    if pid is None:
+        return 0.0
     import psutil
 
     total = 0
