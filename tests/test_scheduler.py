@@ -59,6 +59,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = FilesStore(folder / "project")
+        self.store.create(layout.blob("h"), b"the items of every sweep here")
         self.said: list[dict[str, Any]] = []
         script = folder / "worker.py"
         script.write_text(WORKER)
@@ -93,7 +94,8 @@ def bench(tmp_path: Path) -> Bench:
 
 def step(name: str, source: str = "commit()", reads: str = "", **options: Any) -> Step:
     """`reads`: "x:maker y:maker"."""
-    fields = {key: options.pop(key) for key in ("saves", "host", "hosted", "scope", "plan_inputs") if key in options}
+    fields = {key: options.pop(key) for key in ("saves", "host", "hosted", "scope", "plan_inputs", "key", "plan_key", "parts") if key in options}
+    fields.setdefault("key", f"{name} {source}")
     inputs = tuple(Input(word.split(":")[0], (word.split(":")[1],)) for word in reads.split())
     return Step(name, source, f"<{name}>", f"Cell {name}", Options(**options), inputs=inputs, **fields)
 
@@ -421,13 +423,13 @@ def test_no_more_run_at_once_than_cores_allow_nor_than_max_parallel(bench: Bench
     assert fake.most == 4
 
     fake.most = 0
-    bench.drive(*sweep(300), run="2", max_parallel=2)
+    bench.drive(*sweep(300), run="2", max_parallel=2, fresh=True)
     assert fake.most == 2
 
 
 def test_runs_share_the_machine(bench: Bench) -> None:
     fake = faked(bench, 0.001)
-    one, two = bench.run(*sweep(300)), bench.run(*sweep(300), run="2")
+    one, two = bench.run(*sweep(300), fresh=True), bench.run(*sweep(300), run="2", fresh=True)
 
     async def both() -> None:
         assert await asyncio.gather(one.drive(), two.drive()) == ["succeeded", "succeeded"]
@@ -457,29 +459,91 @@ def test_a_launcher_that_raises_loses_the_attempt_and_not_the_engine(bench: Benc
     assert "MemoryError" in error(run, "a")["message"]
 
 
-# ---- resuming ---------------------------------------------------------------------------------------------------------
+# ---- results of other runs ----------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_takes_what_earlier_runs_committed_wherever_it_is(bench: Bench) -> None:
-    steps = (step("a", "commit(x=1)", saves=("x",)), step("b", "commit(y=1)", "x:a", saves=("y",)), step("c", "os._exit(1)", "y:b"))
+def launched(bench: Bench, run: str) -> list[str]:
+    return [h.removeprefix("launched ") for h in bench.happened(run) if h.startswith("launched")]
+
+
+def test_a_second_run_takes_all_that_the_first_made_and_an_edited_step_runs_alone(bench: Bench) -> None:
+    steps = (step("a", "commit(x=1)", saves=("x",)), step("b", "commit(y=read('x'))", "x:a", saves=("y",)), step("c", "commit()", "y:b"))
     bench.drive(*steps)
-    bench.drive(*steps, run="2", origin="1", reuse=("a", "b", "c"))
+    bench.drive(*steps, run="2")
+    edited = (steps[0], step("b", "commit(y=read('x') + 0)", "x:a", saves=("y",)), steps[2])
+    run = bench.drive(*edited, run="3")
 
-    fixed = (*steps[:2], step("c", "print(json.dumps(order['inputs']))\ncommit()", "y:b"))
-    run = bench.drive(*fixed, run="3", origin="2", reuse=("a", "b"))
+    assert launched(bench, "2") == []
+    assert launched(bench, "3") == ["b"]  # its result is the same, so c stands
+    assert run.state is not None and run.state.ended == "succeeded"
+    assert run.state.tasks[Task("a")].origin == "1"  # not 2, which took it over itself
+
+
+def test_a_resume_takes_what_ended_well_and_runs_the_rest(bench: Bench) -> None:
+    bench.drive(*sweep(4, "os._exit(1) if order['index'] == [2] and order['run'] == '1' else commit(y=1)", no_cache=True), fresh=True)
+
+    same = sweep(4, "os._exit(1) if order['index'] == [2] and order['run'] == '1' else commit(y=1)", no_cache=True)
+    run = bench.drive(*same, run="2", origin="1", fresh=True)
 
     assert run.state is not None and run.state.ended == "succeeded"
-    assert [h for h in bench.happened("3") if "launched" in h] == ["launched c"]
-    assert json.loads(bench.store.get(layout.output("demo", "3", "c", (), 0)))["y"]["run"] == "1"
+    assert launched(bench, "2") == ["train[2]", "best"]
 
 
-def test_only_what_is_missing_of_a_sweep_runs_again(bench: Bench) -> None:
-    bench.drive(*sweep(4, "os._exit(1) if order['index'] == [2] else commit(y=1)"))
+def test_a_sweep_with_one_more_item_in_front_runs_that_item(bench: Bench) -> None:
+    def items(letters: str) -> tuple[Step, ...]:
+        start, train, best = sweep(len(letters), "commit(y=order['ids'])")
+        plan = {"count": len(letters), "items": "h", "ids": "".join(c * 22 for c in letters)}
+        return step("start", f"plans['train'] = {plan}\ncommit(xs=1)", saves=("xs",), hosted=("train",)), train, best
 
-    run = bench.drive(*sweep(4), run="2", origin="1", reuse=("start", "train", "best"))
+    bench.drive(*items("ab"))
+    bench.drive(*items("xab"), run="2")
 
-    assert run.state is not None and run.state.ended == "succeeded"
-    assert [h for h in bench.happened("2") if "launched" in h] == ["launched train[2]", "launched best"]
+    assert launched(bench, "2") == ["start", "train[0]", "best"]
+    copied = json.loads(bench.store.get(layout.commit("demo", "2", "train", (2,))))
+    assert copied["artifacts"]["y"]["json"] == ["b" * 22]
+    assert {**copied["made_in"], "at": 0} == {"run": "1", "index": [1], "at": 0}
+
+
+def test_fresh_runs_all_and_no_cache_that_step(bench: Bench) -> None:
+    steps = (step("a", "commit(x=1)", saves=("x",)), step("b", "commit()", "x:a", no_cache=True))
+    bench.drive(*steps)
+
+    bench.drive(*steps, run="2")
+    bench.drive(*steps, run="3", fresh=True)
+
+    assert launched(bench, "2") == ["b"]
+    assert launched(bench, "3") == ["a", "b"]
+
+
+def test_a_result_that_is_too_old_is_made_again(bench: Bench) -> None:
+    bench.drive(step("a", cache_for_s=3600.0))
+    young = bench.run(step("a", cache_for_s=3600.0), run="2")
+    old = bench.run(step("a", cache_for_s=3600.0), run="3")
+    young._clock, old._clock = lambda: time.time() + 3500, lambda: time.time() + 7300
+
+    for run in (old, young):
+        asyncio.run(asyncio.wait_for(run.drive(), 60))
+
+    assert (launched(bench, "2"), launched(bench, "3")) == ([], ["a"])
+
+
+def test_a_miss_says_what_changed(bench: Bench) -> None:
+    def steps(x: int, **parts: str) -> tuple[Step, ...]:
+        return (
+            step("a", f"commit(x={x})", saves=("x",), key=f"a{x}", parts={"code": str(x)}),
+            step("b", "commit()", "x:a", key=f"b{parts}", parts={"code": "1", **parts}),
+        )
+
+    def whys(run: str) -> list[str]:
+        return [e.get("why", "") for e in bench.log(run) if e["e"] == "launched"]
+
+    bench.drive(*steps(1, **{"`alpha`": "1"}))
+    bench.drive(*steps(2, **{"`alpha`": "1"}), run="2")
+    bench.drive(*steps(2, **{"`alpha`": "2"}), run="3")
+
+    assert whys("1") == ["", ""]
+    assert whys("2") == ["code changed since run 1", "`x` changed since run 1"]
+    assert whys("3") == ["`alpha` changed since run 2"]
 
 
 def test_a_caught_result_and_a_damaged_one_are_made_again(bench: Bench) -> None:
@@ -489,10 +553,143 @@ def test_a_caught_result_and_a_damaged_one_are_made_again(bench: Bench) -> None:
     damaged.chmod(0o600)
     damaged.write_bytes(b"{")
 
-    bench.drive(*steps, run="2", origin="1", reuse=("a", "b"))
+    bench.drive(*steps, run="2", origin="1")
 
     assert [h for h in bench.happened("2") if "reused" in h] == []
-    assert sorted(h for h in bench.happened("2") if "launched" in h) == ["launched a", "launched b"]
+    assert sorted(launched(bench, "2")) == ["a", "b"]
+
+
+def test_a_result_whose_blob_is_gone_is_made_again(bench: Bench) -> None:
+    source = "made = {'kind': 'value', 'blob': 'ab' * 32}\ncommit()"
+    bench.drive(step("a", source))
+    place = bench.folder / "project" / layout.commit("demo", "1", "a", ())
+    place.chmod(0o600)
+    place.write_text(json.dumps({"v": 1, "attempt": 0, "artifacts": {"x": {"kind": "value", "blob": "ab" * 32}}}))
+
+    bench.drive(step("a", source), run="2")
+
+    assert launched(bench, "2") == ["a"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"v": 1, "tasks": {"k": 3}}'])
+def test_a_damaged_index_of_an_earlier_run_harms_nobody(bench: Bench, damage: bytes) -> None:
+    bench.drive(step("a"))
+    bench.store.put(layout.keys("demo", "1"), damage)
+
+    run = bench.drive(step("a"), run="2")
+
+    assert run.state is not None and run.state.ended == "succeeded"
+
+
+def test_a_run_without_an_index_is_read_from_its_log(bench: Bench) -> None:
+    bench.drive(step("a"))
+    bench.store.delete(layout.keys("demo", "1"))
+    bench.machine.caches.clear()
+
+    bench.drive(step("a"), run="2")
+
+    assert launched(bench, "2") == []
+
+
+def test_a_second_run_waits_for_an_equal_task_that_runs_and_takes_its_result(bench: Bench) -> None:
+    go = bench.folder / "go"
+    slow = step("slow", f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\ncommit()")
+    one, two = bench.run(slow, run="1"), bench.run(slow, step("own"), run="2")
+
+    async def scene() -> None:
+        first = asyncio.create_task(one.drive())
+        await until(lambda: bool(one.live))
+        second = asyncio.create_task(two.drive())
+        await until(lambda: bool(two.state and two.state.tasks[Task("own")].done))
+        assert not two.state.tasks[Task("slow")].done
+        go.write_text("")
+        await asyncio.wait_for(asyncio.gather(first, second), 60)
+
+    asyncio.run(scene())
+    assert launched(bench, "2") == ["own"]
+    assert "reused slow" in bench.happened("2")
+
+
+def test_an_equal_task_that_fails_in_the_other_run_is_launched_here(bench: Bench) -> None:
+    go = bench.folder / "go"
+    slow = step("slow", f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\nos._exit(1) if order['run'] == '1' else commit()")
+    one, two = bench.run(slow, run="1"), bench.run(slow, run="2")
+
+    async def scene() -> None:
+        first = asyncio.create_task(one.drive())
+        await until(lambda: bool(one.live))
+        second = asyncio.create_task(two.drive())
+        await until(lambda: bool(two.state and two.state._sharing))
+        go.write_text("")
+        await asyncio.wait_for(asyncio.gather(first, second), 60)
+
+    asyncio.run(scene())
+    assert one.state is not None and one.state.ended == "failed"
+    assert two.state is not None and two.state.ended == "succeeded"
+    assert launched(bench, "2") == ["slow"]
+
+
+# ---- going on with a dead engine's run ------------------------------------------------------------------------------------
+
+
+def test_a_run_of_an_engine_that_is_gone_goes_on_where_it_stood(bench: Bench) -> None:
+    """The first engine wrote its log up to here: `a` had succeeded, `b` had committed, `c` was running, `d` had not begun."""
+    steps = (step("a"), step("b"), step("c"), step("d", after=("c",)))
+    run = bench.run(*steps)
+    told = [events.run_started(1), *(events.launched(Task(name), 2) for name in "abc"), events.succeeded(Task("a"), 3)]
+    bench.store.create(layout.log("demo", "1", 0), events.batch(events.pack(told)))
+    for name in "ab":
+        bench.store.create(layout.commit("demo", "1", name, ()), b'{"v": 1, "attempt": 0, "artifacts": {}}')
+    run._adopt = True
+
+    asyncio.run(asyncio.wait_for(run.drive(), 60))
+
+    assert bench.happened()[5:] == ["succeeded b", "lost c", "launched c", "succeeded c", "launched d", "succeeded d", "run_ended"]
+    assert json.loads(bench.store.get(layout.commit("demo", "1", "c", ())))["attempt"] == 1
+
+
+def test_an_ended_run_is_not_gone_on_with(bench: Bench) -> None:
+    bench.drive(step("a"))
+    run = Run(bench.store, "demo", "1", bench.machine, adopt=True)
+
+    assert asyncio.run(asyncio.wait_for(run.drive(), 60)) == "succeeded"
+    assert bench.happened().count("launched a") == 1
+
+
+def test_a_request_that_the_last_engine_obeyed_is_not_obeyed_twice(bench: Bench) -> None:
+    run = bench.run(step("a"), step("bye", always=True))
+    key = layout.request("demo", "1", "stop-1")
+    bench.store.create(key, b'{"ask": "stop"}')
+    told = [events.run_started(1), events.stop_requested(2, request=key)]
+    bench.store.create(layout.log("demo", "1", 0), events.batch(events.pack(told)))
+    run._adopt = True
+
+    asyncio.run(asyncio.wait_for(run.drive(), 60))
+
+    assert run.state is not None and run.state.ended == "stopped"
+    assert launched(bench, "1") == ["bye"]
+
+
+def test_an_attempt_that_flowbook_lost_is_launched_again_a_few_times(bench: Bench) -> None:
+    class Losing:
+        def __init__(self, times: int) -> None:
+            self.left = times
+
+        async def run(self, attempt: Attempt, on_frame: Callable[[Frame], None]) -> Exit:
+            self.left -= 1
+            return Exit("lost", message="the fork server died", again=True) if self.left >= 0 else await bench.worker.run(attempt, on_frame)
+
+    bench.machine.launcher = Losing(2)
+    assert bench.drive(step("a")).state.ended == "succeeded"
+    assert bench.happened() == ["run_started", "launched a", "lost a", "launched a", "lost a", "launched a", "succeeded a", "run_ended"]
+
+    bench.machine.launcher = Losing(100)
+    run = bench.drive(step("b"), run="2")
+    assert run.state.ended == "failed" and error(run, "b") | {"output_tail": ""} == {
+        "reason": "lost",
+        "message": "the fork server died",
+        "output_tail": "",
+    }
 
 
 # ---- trouble ----------------------------------------------------------------------------------------------------------

@@ -128,9 +128,10 @@ def read_index(store: Store, flow: str, run: str) -> tuple[dict[str, Json], bool
     """The index of a run, and whether it will not change any more. What cannot be read is as good as empty."""
     try:
         data = json.loads(store.get(layout.keys(flow, run)))
-        if isinstance(data, dict) and isinstance(data.get("tasks"), dict):
-            return data["tasks"], True
-    except (StoreError, ValueError):
+        tasks = data["tasks"]
+        if all(isinstance(entry, list) and len(entry) == 5 and isinstance(entry[4], dict) for entry in tasks.values()):
+            return tasks, True
+    except (StoreError, ValueError, TypeError, KeyError, AttributeError):
         pass  # not written yet, or damaged: the log says the same
     try:
         state = fold(_spec(store, flow, run), log_of(store, flow, run))

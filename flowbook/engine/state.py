@@ -933,7 +933,7 @@ def _launches(state: RunState, now: float) -> Iterator[Launch]:
     for task in _due(state, now):
         yield Launch(task, state.tasks[task].attempts)
     for task in state._ready:
-        yield Launch(task)
+        yield Launch(task, state.tasks[task].attempts)
 
 
 def _due(state: RunState, now: float) -> Iterator[Task]:

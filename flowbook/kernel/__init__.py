@@ -6,7 +6,8 @@ Read `session.py` first: it holds what a kernel knows, and the other modules are
     session.py    flows, steps and parameters as defined; from there to a Spec; runs
     capture.py    names of plain cells → entries in the store
     names.py      placeholders, the scan before a cell runs, loading
-    engine.py     the engine process: start it, ask it, follow its runs
+    engine.py     engine processes: start or find ours, ask it, follow runs
+    runs.py       runs of the store: find, attach, go back to one
     display.py    the status of a run as HTML and as text
     magics.py     what is typed; parses and calls the session
     api.py        `flow`, the Python twin, and the handles of runs and steps

@@ -74,7 +74,7 @@ class RunHandle:
         from flowbook.kernel.names import StepHandle, interruptible, task_result
 
         spec = self._run.spec
-        flow = self._session.flows[spec.flow]
+        flow = self._session.flow(spec.flow)
         if any(s.name == name for s in spec.steps):
             return StepHandle(self._session, flow, name, self._run)
         makers = [s for s in reversed(spec.steps) if not s.scope and name in s.saves]
@@ -133,17 +133,29 @@ class Flow:
 
         return start_resume(_session(), None if run is None else str(run), flow, wait)
 
+    def attach(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False) -> RunHandle:
+        """Take up a run of an earlier kernel: its display and its names come back."""
+        from flowbook.kernel.magics import start_attach
+
+        return start_attach(_session(), None if run is None else str(run), flow, wait)
+
+    def at(self, run: str | int | None = None, *, flow: str | None = None) -> RunHandle:
+        """Let the names be those of an earlier run; without one, of the newest again."""
+        from flowbook.kernel.magics import show_at
+
+        return show_at(_session(), None if run is None else str(run), flow)
+
     def load(self, name: str) -> Any:
         """Load one name into the kernel, however large it is, and return it."""
         return _session().names.load(name, huge=True)
 
     def wait(self, run: str | int | None = None, *, flow: str | None = None, timeout: float | None = None) -> RunHandle:
         session = _session()
-        return RunHandle(session, _find(session, run, flow)).wait(timeout)
+        return RunHandle(session, session.runs.find(run, flow)).wait(timeout)
 
     def __getitem__(self, run: str | int) -> RunHandle:
         session = _session()
-        return RunHandle(session, _find(session, run, None))
+        return RunHandle(session, session.runs.find(run))
 
     def _command(self, name: str, line: str) -> Any:
         from flowbook.kernel.magics import COMMANDS
@@ -186,20 +198,6 @@ class Flow:
         except Exception as error:
             return f"<flow: {error}>"
         return "\n".join(f"<flow {f.name}: {' · '.join(f.steps)}>" for f in session.flows.values() if f.steps) or "<flow: no step yet>"
-
-
-def _find(session: Session, run: str | int | None, flow: str | None) -> Run:
-    """The run of that number started in this kernel, else the latest."""
-    from flowbook.errors import DefinitionError, Finding
-
-    defined = session.existing(flow)
-    found = [r for r in defined.runs if run is None or r.id == str(run)]
-    if not found:
-        here = ", ".join(r.id for r in defined.runs) or "none"
-        raise DefinitionError(
-            Finding("", f"no run {run} of this kernel" if run else "nothing was run yet", f"Runs of this kernel: {here}.")
-        )
-    return found[-1]
 
 
 flow = Flow()

@@ -272,7 +272,7 @@ class Engine:
         """The open runs of all living engines of this machine and store, each with its engine's socket."""
         found: dict[RunKey, str] = {}
         for path, runs in self._answers():
-            found |= {(flow, run): path for flow, run in runs}
+            found |= dict.fromkeys(runs, path)
         return found
 
     def _answers(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -22,10 +22,11 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 from traitlets import Bool
 
 from flowbook.errors import DefinitionError, Finding, FlowbookError
-from flowbook.kernel.api import RunHandle, _find
+from flowbook.kernel.api import RunHandle
 from flowbook.kernel.api import flow as flow_object
 from flowbook.kernel.display import Painter, clean_text, headline, status_html, status_text
 from flowbook.kernel.names import Scan, human_size, interruptible
+from flowbook.kernel.runs import LISTED
 from flowbook.kernel.session import CommandLine, Run, Session
 from flowbook.spec import graph, options
 from flowbook.spec.flow import task_name
@@ -92,6 +93,26 @@ def start_resume(session: Session, run_id: str | None, flow: str | None, wait: b
     return _started(session, run, notes, wait)
 
 
+def start_attach(session: Session, run_id: str | None, flow: str | None, wait: bool) -> RunHandle:
+    run, notes = session.runs.attach(run_id, flow)
+    if run.view.ended is None:
+        return _started(session, run, notes, wait)
+    for note in notes:
+        print(note, file=sys.stderr)
+    Painter(session, run).start()  # how it ended is shown, and no error of this cell
+    return RunHandle(session, run)
+
+
+def show_at(session: Session, run_id: str | None, flow: str | None) -> RunHandle:
+    run, notes = session.runs.at(run_id, flow)
+    for note in notes:
+        print(note, file=sys.stderr)
+    made = sorted({n for s in run.spec.steps if not s.scope for n in s.saves} | {s.name for s in run.spec.steps})
+    until = "" if session.flow(flow).at is None else "; `%flow at` alone goes back to the newest run"
+    print(f"names of run {run.id} ({run.view.ended or 'running'}): {', '.join(made)}{until}")
+    return RunHandle(session, run)
+
+
 def _started(session: Session, run: Run, notes: list[str], wait: bool) -> RunHandle:
     for note in notes:
         print(note, file=sys.stderr)
@@ -153,12 +174,29 @@ def _resume(session: Session, line: str) -> RunHandle:
     return start_resume(session, given.run, given.flow, given.wait)
 
 
+def _attach(session: Session, line: str) -> RunHandle:
+    parser = _Parser("attach")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--flow")
+    parser.add_argument("--wait", action="store_true")
+    given = parser.parse(line)
+    return start_attach(session, given.run, given.flow, given.wait)
+
+
+def _at(session: Session, line: str) -> None:
+    parser = _Parser("at")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    show_at(session, given.run, given.flow)
+
+
 def _wait(session: Session, line: str) -> None:
     parser = _Parser("wait")
     parser.add_argument("run", nargs="?")
     parser.add_argument("--flow")
     given = parser.parse(line)
-    run = _find(session, given.run, given.flow)
+    run = session.runs.find(given.run, given.flow)
     _wait_painting(session, run)
     print(headline(run, time.time()))
 
@@ -177,7 +215,7 @@ def _status(session: Session, line: str) -> None:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--flow")
     given = parser.parse(line)
-    run = _find(session, given.run, given.flow)
+    run = session.runs.find(given.run, given.flow)
     with session.engine.changed:
         text, page = status_text(run), status_html(run)
     _show_bundle(text, page)
@@ -198,7 +236,7 @@ def _logs(session: Session, line: str) -> None:
     parser.add_argument("--run")
     parser.add_argument("--flow")
     given = parser.parse(line)
-    run = _find(session, given.run, given.flow)
+    run = session.runs.find(given.run, given.flow)
     step, index = parse_task(given.task, "logs") if given.task else (None, None)
     if step is not None and step not in {s.name for s in run.spec.steps}:
         raise DefinitionError(
@@ -254,7 +292,7 @@ def _stop(session: Session, line: str) -> None:
     parser.add_argument("--run")
     parser.add_argument("--flow")
     given = parser.parse(line)
-    run = _find(session, given.run, given.flow)
+    run = session.runs.find(given.run, given.flow)
     step, index = parse_task(given.task, "stop") if given.task else (None, None)
     print(session.stop(run, step, index))
 
@@ -264,24 +302,14 @@ def _runs(session: Session, line: str) -> None:
     parser.add_argument("--flow")
     given = parser.parse(line)
     name = session.flow(given.flow).name
+    driven = session.engine.driven()
     lines = []
-    for run_id in session.run_ids(name)[-20:]:
-        spec = json.loads(session.store.get(layout.spec(name, run_id)))
-        view = next((r.view for r in session.flow(name).runs if r.id == run_id), None)
-        state = (view.ended or "running") if view else _stored_state(session, name, run_id)
+    for run_id in session.runs.ids(name)[-LISTED:]:
+        spec = session.runs.read_spec(name, run_id)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(spec.get("started_at", 0)))
         tags = " ".join(spec.get("tags", ()))
-        lines.append(f"{run_id:>5}  {state:<10} {when}  {len(spec['steps'])} steps  {tags}".rstrip())
+        lines.append(f"{run_id:>5}  {session.runs.state(name, run_id, driven):<10} {when}  {len(spec['steps'])} steps  {tags}".rstrip())
     print("\n".join(lines) if lines else f"no run of {name} yet")
-
-
-def _stored_state(session: Session, flow: str, run_id: str) -> str:
-    """How a run of another kernel ended: its last event tells."""
-    last = max(session.store.list(layout.log_prefix(flow, run_id)), default=None)
-    if last is None:
-        return "not begun"
-    events = json.loads(session.store.get(last)).get("events", [])
-    return next((e["state"] for e in reversed(events) if e["e"] == "run_ended"), "open")
 
 
 def _show(session: Session, line: str) -> None:
@@ -394,7 +422,7 @@ def _artifacts(session: Session, line: str) -> None:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--flow")
     given = parser.parse(line)
-    run = _find(session, given.run, given.flow)
+    run = session.runs.find(given.run, given.flow)
     rows: list[tuple[str, str, str, str, str]] = []
     sizes: dict[tuple[str, str], int] = {}
     for task, state in sorted(run.view.state.tasks.items(), key=lambda x: (x[0].step, x[0].index)):
@@ -464,6 +492,8 @@ COMMANDS: dict[str, Command] = {
     "logs": Command("%flow logs [STEP | STEP[i]] [-f] [--run RUN] [--flow F]", "what steps printed; -f follows", _logs),
     "stop": Command("%flow stop [STEP | STEP[i]] [--run RUN] [--flow F]", "stop a run, a step or one task", _stop),
     "resume": Command("%flow resume [RUN] [--wait] [--flow F]", "run what a failed or stopped run did not finish", _resume),
+    "attach": Command("%flow attach [RUN] [--wait] [--flow F]", "take up a run after a restart: its display and names", _attach),
+    "at": Command("%flow at [RUN] [--flow F]", "let the names be those of an earlier run; alone: of the newest", _at),
     "runs": Command("%flow runs [--flow F]", "the last runs of this flow", _runs),
     "show": Command("%flow show [STEP] [--flow F]", "the flow; or what a step reads, captures and saves", _show),
     "check": Command("%flow check [--serial] [--flow F]", "what is wrong; --serial runs the cells plainly too and compares", _check),
@@ -559,7 +589,7 @@ def complete(session: Session, text_before: str) -> list[str]:
             usage = COMMANDS[before[1]].usage if before[1] in COMMANDS else ""
             found = list(re.findall(r"--[a-z-]+|(?<=\[)-f", usage))
             found += steps if "STEP" in usage else []
-            found += [r.id for f in session.flows.values() for r in f.runs] if "RUN" in usage else []
+            found += session.runs.ids(session.flow().name)[-LISTED:] if "RUN" in usage else []
             found += [f"--{p}" for f in session.flows.values() for p in f.params] if before[1] == "run" else []
     elif before[:1] in (["%%flowstep"], ["#|"]):
         after = before[-1] if before else ""

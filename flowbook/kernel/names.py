@@ -21,8 +21,8 @@ from IPython.core.error import InputRejected
 from flowbook.engine.events import Task
 from flowbook.errors import ArtifactNotLoaded, FlowbookError, StepFailed
 from flowbook.kernel.cells import loaded_names, names_behind
-from flowbook.spec.body import read_body
-from flowbook.spec.flow import Step, task_name
+from flowbook.spec.body import ast_key, read_body
+from flowbook.spec.flow import Options, Step, task_name
 from flowbook.store import results
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class StepHandle:
     def _run(self) -> Run:
         run = self._run_given or self._session.names.run_with(self._flow, self._step)
         if run is None:
-            raise ArtifactNotLoaded(f"step {self._step} was not run yet: `%flow run` first")
+            raise ArtifactNotLoaded(f"step {self._step} {not_run(self._flow)}")
         return run
 
     @property
@@ -246,6 +246,23 @@ def task_result(session: Session, run: Run, step: str, index: tuple[int, ...]) -
     )
 
 
+def shown(flow: FlowDef) -> list[Run]:
+    """The runs whose values the names of a flow give, the first that comes into question first."""
+    return [flow.at] if flow.at is not None else flow.runs[::-1]
+
+
+def not_run(flow: FlowDef) -> str:
+    if flow.at is not None:
+        return f"is not in run {flow.at.id}; `%flow at` goes back to the newest run"
+    return "was not run yet: `%flow run` first"
+
+
+def meaning(source: str, options: Options) -> tuple[Any, ...]:
+    """What makes the values of a step old if it changes: its code, and the options that decide what runs and is kept."""
+    o = options
+    return ast_key(source), o.foreach, o.when, o.join, o.out, o.out_add, o.catch
+
+
 def _settled(run: Run, step: str, index: tuple[int, ...]) -> bool:
     """Whether nothing more will come of a task."""
     found = run.view.state.tasks.get(Task(step, index))
@@ -279,13 +296,14 @@ class Names:
     def bind(self, flow: FlowDef, linked: Linked) -> list[str]:
         """Bind the names which `flow` makes; returns notes about plain variables that gave way."""
         makers: dict[str, list[str]] = {}
-        for step in reversed(linked.steps):
+        for step in reversed([*(s for s in flow.past.values() if s.name not in flow.steps), *linked.steps]):
             if not step.scope:
                 for name in step.saves:
                     makers.setdefault(name, []).append(step.name)
         notes = []
+        names = {**flow.past, **flow.steps}
         gone = [n for n, (f, _) in self._makers.items() if f is flow and n not in makers]
-        gone += [n for n, h in self._handles.items() if h._flow is flow and n not in flow.steps]
+        gone += [n for n, h in self._handles.items() if h._flow is flow and n not in names]
         for name in gone:
             self._release(name)
         for name, steps in makers.items():
@@ -295,14 +313,14 @@ class Names:
                 continue
             if not self.is_ours(name):
                 notes += self._take(name, Placeholder(name, lambda n=name: self.describe(n)))
-        for name in flow.steps:
+        for name in names:
             if name not in self._handles or self._handles[name]._flow is not flow or not self.is_ours(name):
                 self._handles[name] = StepHandle(self._session, flow, name)
                 notes += self._take(name, self._handles[name])
         return notes
 
     def _is_import(self, flow: FlowDef, steps: list[str], name: str) -> bool:
-        return any(flow.steps[s].body.others.get(name) == "import" for s in steps if s in flow.steps)
+        return any(s not in flow.steps or flow.steps[s].body.others.get(name) == "import" for s in steps)
 
     def _take(self, name: str, value: Any) -> list[str]:
         notes = []
@@ -337,25 +355,29 @@ class Names:
         return present is ours or (type(present) is type(ours) and isinstance(present, (int, float, str, bool)) and present == ours)
 
     def rebind(self, flow: FlowDef, run: Run) -> list[str]:
-        """A run started: the names of its steps wait for it."""
+        """A run started or is shown: the names of its steps wait for it."""
         notes: list[str] = []
         for name, (owner, steps) in list(self._makers.items()):
-            if owner is flow and any(s.name in steps for s in run.spec.steps):
+            if owner is flow and (flow.at is not None or any(s.name in steps for s in run.spec.steps)):
                 notes += self._take(name, Placeholder(name, lambda n=name: self.describe(n)))
         for name, value in run.params.items():
             self.bind_param(name, value)
         return notes
 
+    def show(self, flow: FlowDef, run: Run) -> list[str]:
+        """Bind the names of a run whose step cells may not have run in this kernel."""
+        return self.bind(flow, self._session.link(flow)) + self.rebind(flow, run)
+
     # ---- where a name is --------------------------------------------------------------------------------------------
 
     def run_with(self, flow: FlowDef, step: str) -> Run | None:
-        """The latest run of this kernel that includes the step."""
-        return next((r for r in reversed(flow.runs) if any(s.name == step for s in r.spec.steps)), None)
+        """The latest run of this kernel that includes the step; after `%flow at` that run or none."""
+        return next((r for r in shown(flow) if any(s.name == step for s in r.spec.steps)), None)
 
     def where(self, name: str) -> tuple[Run, str, str] | tuple[None, str, str]:
         """(run, step, state) of a name: state is one of not run, pending, ready, failed, stopped, skipped."""
         flow, steps = self._makers[name]
-        run = next((r for r in reversed(flow.runs) if any(s.name in steps for s in r.spec.steps)), None)
+        run = next((r for r in shown(flow) if any(s.name in steps for s in r.spec.steps)), None)
         if run is None:
             return None, steps[0], "not run"
         in_run = [s.name for s in reversed(run.spec.steps) if not s.scope and name in s.saves]
@@ -380,8 +402,9 @@ class Names:
         return run, (in_run or steps)[0], fate
 
     def stale(self, run: Run, step: str) -> bool:
-        flow = self._session.flows[run.spec.flow]
-        return step in flow.steps and flow.steps[step].version != run.versions.get(step)
+        """Whether the step's cell says something else now than when the run started."""
+        cell = self._session.flow(run.spec.flow).steps.get(step)
+        return cell is not None and meaning(cell.source, cell.options) != meaning(run.spec.step(step).source, run.spec.step(step).options)
 
     def describe(self, name: str) -> str:
         """The repr of a placeholder: nothing is loaded for it."""
@@ -389,7 +412,7 @@ class Names:
             return f"<{name}: no longer made by the flow>"
         run, step, state = self.where(name)
         if run is None:
-            return f"<{name}: not run, made by step {step}; `%flow run` makes it>"
+            return f"<{name}: not run, made by step {step}, which {not_run(self._makers[name][0])}>"
         if state != "ready":
             return f"<{name}: {state}, step {step} of run {run.id}>"
         note = "stale, " if self.stale(run, step) else ""
@@ -437,7 +460,7 @@ class Names:
             raise NotReady(f"`{name}` is not made by a flow of this notebook")
         run, step, state = self.where(name)
         if run is None:
-            raise NotReady(f"`{name}` is made by step {step}, which was not run yet: `%flow run` first")
+            raise NotReady(f"`{name}` is made by step {step}, which {not_run(self._makers[name][0])}")
         if state == "pending":
             self._wait(name, run)
             run, step, state = self.where(name)
@@ -455,6 +478,8 @@ class Names:
             if state == "failed":
                 failed = failure(run)
                 raise StepFailedBefore(failed.message, failed.traceback, failed.advice)
+            if state == "lost":
+                raise NotReady(f"`{name}` was not made: {run.view.trouble}")
             raise NotReady(
                 f"`{name}` was not made: run {run.id} {'was stopped' if state == 'stopped' else 'ended: ' + str(run.view.trouble)}; `%flow resume` runs what is missing"
             )

@@ -6,6 +6,7 @@ captures and writes the spec, `run` tells the engine its key. Every magic and it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import getpass
@@ -24,8 +25,10 @@ from typing import Any
 from flowbook.errors import ArtifactNotLoaded, DefinitionError, EngineError, Finding, FlowbookError, RunStopped
 from flowbook.kernel import capture
 from flowbook.kernel.cells import Cells, Ran, flow_name, names_behind, notebook_path
-from flowbook.kernel.engine import Engine, RunView, environment
+from flowbook.kernel.engine import Engine, environment
 from flowbook.kernel.names import Names
+from flowbook.kernel.runs import Run as Run
+from flowbook.kernel.runs import Runs
 from flowbook.settings import Settings, load_settings
 from flowbook.spec import flow as flows
 from flowbook.spec import graph, options
@@ -101,26 +104,13 @@ class FlowDef:
     params: dict[str, Param] = field(default_factory=dict)
     setups: list[SetupCell] = field(default_factory=list)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)  # started or attached in this kernel
+    at: Run | None = None  # `%flow at`: the run whose values the names give; None: the last of `runs`
+    past: dict[str, Step] = field(default_factory=dict)  # steps of an attached run: they stand for cells that have not run here
 
     @property
     def last(self) -> Run | None:
         return self.runs[-1] if self.runs else None
-
-
-@dataclass
-class Run:
-    """A run that this kernel started."""
-
-    spec: Spec
-    view: RunView
-    params: dict[str, Any]
-    versions: dict[str, int]  # step → the version of its cell that runs
-    partial: bool
-
-    @property
-    def id(self) -> str:
-        return self.spec.run
 
 
 class Session:
@@ -135,7 +125,8 @@ class Session:
         self.flows: dict[str, FlowDef] = {}
         self.root = Path(self.settings.store) / self.settings.project
         self.store: Store = open_store({"kind": "files", "root": str(self.root), "durable": self.settings.durable})
-        self.engine = Engine(self.store.describe(), self._engine_environment())
+        self.engine = Engine(self.store, self._engine_environment(), str(path or ""))
+        self.runs = Runs(self)
         self.names = Names(self)
         self.reader_resolve: dict[str, Any] = {}
         self._defined = 0
@@ -148,8 +139,9 @@ class Session:
         """The flow of that name, else the notebook's own, else the only one there is."""
         if name is None:
             name = self.settings.flow or flow_name(self.shell)
-            if name not in self.flows and len(self.flows) == 1:
-                return next(iter(self.flows.values()))
+            used = [f for f in self.flows.values() if f.steps or f.runs]
+            if len(used) == 1:
+                return used[0]
         if not layout.FLOW_NAME.match(name):
             raise DefinitionError(Finding("--flow", f"{name!r} is not a flow's name", "Use letters, digits, _ . - (at most 100)."))
         return self.flows.setdefault(name, FlowDef(name))
@@ -243,6 +235,7 @@ class Session:
         flow = self.existing(flow_name)
         self._step(flow, name)
         del flow.steps[name]
+        flow.past.pop(name, None)
         self.names.bind(flow, self.link(flow))
         return f"step {name} is dropped; its results stay in the store"
 
@@ -270,6 +263,7 @@ class Session:
             same_cell = ran.cell_id is not None and other.ran.cell_id == ran.cell_id
             if same_cell and other.name != name:
                 del flow.steps[other.name]
+                flow.past.pop(other.name, None)
                 notes.append(f"step {other.name} is now called {name}")
             elif other.name == name and not same_cell and ran.cell_id and other.ran.cell_id in order:
                 raise DefinitionError(
@@ -285,6 +279,7 @@ class Session:
         gone = [step.name for step in flow.steps.values() if self.cells.deleted(step.ran.cell_id, order)]
         for name in gone:
             del flow.steps[name]
+            flow.past.pop(name, None)
         return [f"step {name} is dropped: its cell was deleted" for name in gone]
 
     def _refuse_wrong_names(self, flow: FlowDef, name: str) -> None:
@@ -513,6 +508,7 @@ class Session:
             setup_captures=tuple(sorted(setup_reads & set(captured.names))),
             files=files,
             tags=tuple(tags),
+            target=target,
             max_parallel=max_parallel or self.settings.max_parallel,
             origin=origin.id if origin else None,
             reuse=reuse,
@@ -598,14 +594,18 @@ class Session:
         spec, values, warnings = self.spec_of(defined, target=step, params=params, tags=tags, max_parallel=max_parallel, origin=origin)
         spec = self._take_number(spec)
         view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path))
-        run = Run(spec, view, values, {s.name: defined.steps[s.name].version for s in spec.steps}, step is not None)
+        run = Run(spec, view, values)
         defined.runs.append(run)
+        defined.at = None
+        if step is None and defined.past:  # a run of the whole flow: what it does not make, the flow makes no more
+            defined.past = {}
+            notes += self.names.bind(defined, self.link(defined))
         notes += self.names.rebind(defined, run)
         return run, notes + warnings
 
     def _take_number(self, spec: Spec) -> Spec:
         """The next free number of the flow, taken by creating run.json."""
-        number = 1 + max((int(r) for r in self.run_ids(spec.flow) if r.isdigit()), default=0)
+        number = 1 + max((int(r) for r in self.runs.ids(spec.flow) if r.isdigit()), default=0)
         while True:
             numbered = dataclasses.replace(spec, run=str(number))
             data = json.dumps(flows.to_json(numbered), separators=(",", ":")).encode()
@@ -613,29 +613,29 @@ class Session:
                 return numbered
             number += 1
 
-    def run_ids(self, flow: str) -> list[str]:
-        """Every run of a flow in the store, oldest first."""
-        folder = self.root / layout.flow_prefix(flow)
-        ids = [p.name for p in folder.iterdir() if (p / "run.json").exists()] if folder.is_dir() else []
-        return sorted(ids, key=lambda r: (not r.isdigit(), int(r) if r.isdigit() else 0, r))
+    def open_run(self, flow: str, run_id: str) -> Run:
+        """Any run of the store, those of earlier kernels too."""
+        return self.runs.open(flow, run_id)
 
     def resume(self, run_id: str | None = None, flow: str | None = None) -> tuple[Run, list[str]]:
-        """A new run which takes what an ended one committed, as far as code, captures and parameters are unchanged."""
-        defined = self.existing(flow)
-        last = next((r for r in reversed(defined.runs) if run_id is None or r.id == run_id), None)
-        if last is None:
-            raise DefinitionError(
-                Finding("%flow resume", f"no run {run_id or ''} of this kernel to resume".replace("  ", " "), "`%flow run` starts one.")
-            )
+        """A new run which takes what an ended one committed, as far as code, captures and parameters are unchanged.
+
+        A run that was left open by its engine goes on itself, under its own number.
+        """
+        last = self.runs.find(run_id, flow)
+        if last.view.ended == "lost":
+            return self.runs.attach(last.id, last.spec.flow)
         if last.view.ended is None:
             raise DefinitionError(
                 Finding("%flow resume", f"run {last.id} is still open", "Wait for it (`%flow wait`) or stop it (`%flow stop`).")
             )
         if last.view.ended == "succeeded":
             raise DefinitionError(Finding("%flow resume", f"run {last.id} succeeded: nothing is missing", "`%flow run` starts a new one."))
-        target = last.spec.steps[-1].name if last.partial else None
+        defined = self.existing(last.spec.flow)
         changed = {n: v for n, v in last.params.items() if n in defined.params}
-        run, notes = self.run(step=target, flow=flow, params=changed, tags=last.spec.tags, max_parallel=last.spec.max_parallel, origin=last)
+        run, notes = self.run(
+            step=last.spec.target, flow=last.spec.flow, params=changed, tags=last.spec.tags, max_parallel=last.spec.max_parallel, origin=last
+        )
         again = [s.name for s in run.spec.steps if s.name not in run.spec.reuse]
         if again and any(s in {x.name for x in last.spec.steps} for s in again):
             notes.append(f"changed since run {last.id}, so they run again: {', '.join(again)}")
@@ -658,6 +658,7 @@ class Session:
 
     def wait(self, run: Run, timeout_s: float | None = None, until: Callable[[], bool] | None = None) -> None:
         """Wait until the run ended (or `until()` is true). An interrupt ends the wait, not the run."""
+        self.engine.check_process()
         done = until or (lambda: False)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self.engine.changed:
@@ -949,6 +950,9 @@ def attach(shell: Any) -> Session:
     _session = Session(shell)
     magics.register(shell, _session)
     _session.engine.start()
+    with contextlib.suppress(FlowbookError):  # a run that cannot be read says so when it is asked for
+        if (news := _session.runs.news()) is not None:
+            print(news)
     return _session
 
 

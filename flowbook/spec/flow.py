@@ -134,6 +134,7 @@ class Spec:
     imports: tuple[str, ...] = ()  # modules that a process may import before it knows its task
     files: dict[str, Json] = field(default_factory=dict)  # path → {size, mtime_ns, sha256}
     tags: tuple[str, ...] = ()
+    target: str | None = None  # `%flow run STEP`: that step; the others are those it needs
     max_parallel: int | None = None
     origin: str | None = None  # the run that this one resumes
     fresh: bool = False  # take no result of another run, the origin's excepted

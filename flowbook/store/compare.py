@@ -7,7 +7,6 @@ something has imported them already.
 from __future__ import annotations
 
 import enum
-import functools
 import gc
 import re
 import sys
@@ -16,7 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowbook.store import codec
+from flowbook.store import canon, codec
 from flowbook.store.base import Buffer, Store
 
 LIMIT_BYTES = 100_000_000  # larger values are taken for unchanged
@@ -193,7 +192,7 @@ class _Comparison:
         x, y = states
         if isinstance(x, str) or isinstance(y, str):
             return False  # a global by name, and not the same object
-        cached = _cached_names(type(a))
+        cached = canon.cached_names(type(a))
         if cached:
             x, y = (_without(state, cached) for state in (x, y))
             self._kept.append((x, y))
@@ -213,11 +212,6 @@ def _reduced(value: Any) -> Any:
     function, args, *more = reduced
     state, listed, keyed = [*more, None, None, None][:3]
     return [function, args, state, None if listed is None else list(listed), None if keyed is None else list(keyed)]
-
-
-def _cached_names(kind: type) -> set[str]:
-    """Names of cached properties: reading one fills it, and is no change."""
-    return {n for base in kind.__mro__ for n, v in vars(base).items() if isinstance(v, functools.cached_property)}
 
 
 def _without(reduced: list[Any], names: set[str]) -> list[Any]:
@@ -317,7 +311,7 @@ def reach(value: Any, limit: int = 10_000) -> set[int]:
     Two values whose sets meet share an object: a change of one is seen in the other. Of arrays, the owner of the memory counts,
     so a slice meets its whole.
     """
-    skipped = (*_ATOMIC, *_SKIPPED, *_constants())
+    skipped = (*_ATOMIC, *_SKIPPED, *canon.constants())
     found: set[int] = set()
     seen = {id(value)}
     queue = [value]
@@ -332,27 +326,6 @@ def reach(value: Any, limit: int = 10_000) -> set[int]:
                 seen.add(id(part))
                 queue.append(part)
     return found
-
-
-def _constants() -> tuple[Any, ...]:
-    """Types of the loaded modules whose objects never change, and are shared freely."""
-    wanted = (
-        ("datetime", ("date", "time", "timedelta", "tzinfo")),
-        ("decimal", ("Decimal",)),
-        ("fractions", ("Fraction",)),
-        ("pathlib", ("PurePath",)),
-        ("uuid", ("UUID",)),
-        ("numpy", ("dtype", "generic")),
-        ("pandas", ("Index", "Timestamp", "Timedelta")),
-        ("pandas.api.extensions", ("ExtensionDtype",)),
-    )
-    return tuple(
-        getattr(sys.modules[module], name)
-        for module, names in wanted
-        if module in sys.modules
-        for name in names
-        if hasattr(sys.modules[module], name)
-    )
 
 
 def _referents(item: Any, limit: int) -> list[Any]:

@@ -37,7 +37,7 @@ from flowbook.spec.options import min_ok_count
 def step(name: str, reads: str = "", scope: str = "", foreach: str = "", plan_reads: str = "", **options: Any) -> Step:
     """`reads` is "x:maker1,maker2 y?:maker": ? not required, = captured too. A step makes the name "NAME_out" and others given in saves."""
     saves = options.pop("saves", (f"{name}_out",))
-    host = options.pop("host", None)
+    host, key = options.pop("host", None), options.pop("key", "")
     if foreach:
         options["foreach"] = Foreach("i", foreach, ("i",))
         scope = f"{scope} {name}"
@@ -52,6 +52,7 @@ def step(name: str, reads: str = "", scope: str = "", foreach: str = "", plan_re
         plan_inputs=inputs(plan_reads),
         host=host,
         saves=saves,
+        key=key,
     )
 
 
@@ -75,7 +76,7 @@ WORD = re.compile(r"(\w+)(?:\[([\d,]*)\])?(\.plan)? (.*?)(?: @(\d+))?\Z")
 def story(spec: Spec, *lines: str) -> RunState:
     """A line: TASK ok | launched | failed | oom … | skipped | stopped, with "-name" for a name not made and "STEP=3", "STEP=no" for plans.
 
-    A task that succeeds or fails is launched first if it was not. "stop", "stop train", "stop train[1]" are requests.
+    "~name=KEY" is the key of an artifact, "vanished" an attempt that flowbook lost. A task that succeeds or fails is launched first if it was not. "stop", "stop train", "stop train[1]" are requests.
     """
     state = RunState(spec)
     state.apply(events.run_started(0))
@@ -99,14 +100,17 @@ def tell(state: RunState, line: str) -> None:
     if what not in ("launched", "skipped", "stopped", "reused") and state.tasks[task].state != "launched":
         state.apply(events.launched(task, at, state.tasks[task].attempts))
     missing = [fact[1:] for fact in facts if fact.startswith("-")]
-    plans = dict(plan(fact) for fact in facts if "=" in fact)
+    keys = dict(fact[1:].split("=") for fact in facts if fact.startswith("~"))
+    plans = dict(plan(fact) for fact in facts if "=" in fact and not fact.startswith("~"))
     attempt = state.tasks[task].attempt if task in state.tasks else 0
     if what == "launched":
         state.apply(events.launched(task, at, state.tasks[task].attempts))
     elif what in ("ok", "caught"):
-        state.apply(events.succeeded(task, at, attempt, missing=missing, plans=plans, caught=what == "caught"))
+        state.apply(events.succeeded(task, at, attempt, missing=missing, plans=plans, keys=keys, caught=what == "caught"))
     elif what == "reused":
-        state.apply(events.reused(task, at, run="1", missing=missing, plans=plans))
+        state.apply(events.reused(task, at, run="1", index=task.index, made_at=1.5, missing=missing, plans=plans, keys=keys))
+    elif what == "vanished":
+        state.apply(events.lost(task, at, attempt, "its fork server died"))
     elif what == "skipped":
         state.apply(events.skipped(task, at, "told so"))
     elif what == "stopped":
@@ -121,7 +125,9 @@ def plan(fact: str) -> tuple[str, dict[str, Any]]:
         return name, {"when": value == "yes"}
     if value == "error":
         return name, {"error": {"reason": "error", "message": "bad expression"}}
-    return name, {"count": int(value), "items": "h" * 64, "reprs": [f"item {i}" for i in range(int(value))]}
+    count, _, ids = value.partition("/")  # "3/abc": the ids begin with a, b and c
+    found = {"count": int(count), "items": "h" * 64, "reprs": [f"item {i}" for i in range(int(count))]}
+    return name, found | ({"ids": "".join(letter * 22 for letter in ids)} if ids else {})
 
 
 def todo(state: RunState, now: float = 0) -> list[str]:
@@ -534,41 +540,113 @@ def test_a_failure_of_a_task_that_was_to_stop_is_not_tried_again() -> None:
     assert todo(story(spec, "a launched", "stop a", "a error")) == ["finish failed"]
 
 
-# ---- reusing ----------------------------------------------------------------------------------------------------------
+# ---- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_takes_committed_tasks_and_says_where_they_are() -> None:
-    spec = flow(*SWEEP.steps, origin="1", reuse=("start", "train", "best"))
-    state = story(spec)
+CACHED = flow(
+    step("start", key="s"),
+    step("train", foreach="start_out", plan_reads="start_out:start", host="start", saves=("score",), key="t"),
+    step("best", join=("train",), key="b"),
+    step("tell", "best_out:best", key="x"),
+)
+
+
+def key(state: RunState, name: str, *index: int) -> str:
+    found = state.key(Task(name, index))
+    assert found is not None
+    return found[0]
+
+
+def test_a_task_with_a_key_is_looked_up_first_and_launched_if_nothing_stands_for_it() -> None:
+    state = story(CACHED)
 
     assert todo(state) == ["launch start or reuse"]
-    tell(state, "start reused train=2")
+    tell(state, "start reused train=2 ~start_out=k")
     assert todo(state) == ["launch train[0] or reuse", "launch train[1] or reuse"]
-    tell(state, "train[0] reused")
+    tell(state, "train[0] reused ~*=k0")
     state.not_reusable(Task("train", (1,)))
     assert todo(state) == ["launch train[1]"]
-    tell(state, "train[1] ok")
-    assert todo(state) == ["launch best"]  # one of the tasks that it joins is new
-    assert (state.locate("train", (0,)), state.locate("train", (1,))) == ("1", "2")
-    assert state.order_inputs(Task("best"))[1]["train"] == {"index": [], "count": 2, "exceptions": {}, "run": "2", "runs": {"0": "1"}}
-
-
-def test_what_reads_a_task_that_ran_again_is_not_reused() -> None:
-    spec = flow(step("a"), step("b", "a_out:a"), origin="1", reuse=("a", "b"))
-    state = story(spec)
-    state.not_reusable(Task("a"))
-
-    tell(state, "a ok")
-
-    assert todo(state) == ["launch b"]
-
-
-def test_a_join_over_tasks_that_were_all_reused_is_reused_and_told_one_run() -> None:
-    spec = flow(*SWEEP.steps, origin="1", reuse=("start", "train", "best"))
-    state = story(spec, "start reused train=2", "train[0] reused", "train[1] reused")
-
+    tell(state, "train[1] ok ~*=k1")
     assert todo(state) == ["launch best or reuse"]
-    assert state.order_inputs(Task("best"))[1]["train"]["run"] == "1"
+    assert state.tasks[Task("train", (0,))].made_at == 1.5
+    assert state.printed_by(Task("train", (0,)))[0] == "1" and state.printed_by(Task("train", (1,)))[0] == "2"
+    assert state.order_inputs(Task("best"))[1]["train"] == {"index": [], "count": 2, "exceptions": {}, "run": "2"}
+
+
+def test_the_key_of_a_task_is_of_what_it_reads_and_of_its_own_item_wherever_that_stands() -> None:
+    one = story(CACHED, "start ok train=3/abc ~start_out=k")
+    other = story(CACHED, "start ok train=3/xab ~start_out=changed")
+
+    assert key(one, "train", 0) == key(other, "train", 1)
+    assert key(one, "train", 1) == key(other, "train", 2)
+    assert len({key(one, "train", i) for i in range(3)}) == 3
+    assert one.ids(Task("train", (2,))) == ["c" * 22]
+
+
+def test_the_key_of_a_join_is_of_all_its_tasks_in_their_order_and_how_they_ended() -> None:
+    def joined(*ends: str) -> str:
+        return key(story(CACHED, "start ok train=2/ab", *ends), "best")
+
+    same = joined("train[0] ok ~*=1", "train[1] ok ~*=2")
+    assert same == joined("train[1] reused ~*=2", "train[0] ok ~*=1")
+    assert len({same, joined("train[0] ok ~*=2", "train[1] ok ~*=1"), joined("train[0] ok ~*=1", "train[1] ok ~*=3")}) == 3
+
+
+def test_equal_content_stops_a_change_from_spreading_and_another_content_does_not() -> None:
+    before = story(CACHED, "start ok train=0 ~start_out=1", "best ok ~best_out=same")
+    edited = story(CACHED, "start ok train=1 ~start_out=2", "train[0] ok ~*=1", "best ok ~best_out=same")
+    changed = story(CACHED, "start ok train=0 ~start_out=1", "best ok ~best_out=other")
+
+    assert key(before, "tell") == key(edited, "tell") != key(changed, "tell")
+
+
+def test_a_task_has_no_key_where_one_of_what_it_reads_is_missing_or_where_it_always_runs() -> None:
+    assert story(CACHED, "start ok train=0", "best ok").key(Task("tell")) is None
+    assert story(flow(step("a", key="k", always=True))).key(Task("a")) is None
+    assert story(flow(step("a"))).key(Task("a")) is None
+
+
+@pytest.mark.parametrize(("fields", "no_cache", "looks"), [({}, False, True), ({"fresh": True}, False, False), ({}, True, False)])
+def test_fresh_and_no_cache_look_up_nothing_but_in_a_resume(fields: dict[str, Any], no_cache: bool, looks: bool) -> None:
+    a = step("a", key="k", no_cache=no_cache)
+
+    assert todo(story(flow(a, **fields))) == ["launch a or reuse" if looks else "launch a"]
+    assert todo(story(flow(a, origin="1", **fields))) == ["launch a or reuse"]
+
+
+def test_a_task_that_shares_waits_and_is_looked_up_again() -> None:
+    state = story(flow(step("a", key="k")))
+
+    state.share(Task("a"))
+    assert todo(state) == []
+    state.end_sharing(Task("a"))
+    assert todo(state) == ["launch a or reuse"]
+
+
+def test_an_expression_that_is_not_that_of_the_reused_task_is_evaluated_by_a_task_of_its_own() -> None:
+    state = story(CACHED, "start reused ~start_out=k")
+
+    assert todo(state) == ["launch the plan of train"]
+    tell(state, "train[].plan ok train=1/a")
+    assert todo(state) == ["launch train[0] or reuse"]
+
+
+# ---- lost by flowbook itself ------------------------------------------------------------------------------------------
+
+
+def test_a_lost_attempt_is_launched_again_and_costs_no_retry() -> None:
+    state = story(flow(step("a", retry=Retry(1, 0))), "a vanished", "a vanished", "a error @1")
+
+    assert todo(state, now=1) == ["launch a again (3)"] or "a" in todo(state, now=1)[0]
+    tell(state, "a error @2")
+    assert state.tasks[Task("a")].state == "failed"
+    assert state.tasks[Task("a")].losses == 2
+
+
+def test_a_lost_attempt_of_a_task_that_was_to_stop_is_stopped() -> None:
+    state = story(flow(step("a")), "a launched", "stop a", "a vanished")
+
+    assert state.tasks[Task("a")].state == "stopped"
 
 
 # ---- impossible things --------------------------------------------------------------------------------------------------

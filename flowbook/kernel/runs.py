@@ -1,0 +1,243 @@
+"""Runs, those of earlier kernels too: which the store has, how they stand, and how this kernel takes one up.
+
+A run that has ended is folded from its log; an open one is followed over the socket of the engine that drives it. An open run
+that no engine drives is "lost" until it is attached: then our own engine goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flowbook.engine import events
+from flowbook.errors import DefinitionError, EngineError, Finding, StoreError
+from flowbook.kernel.cells import notebook_path
+from flowbook.kernel.engine import RunKey, RunView, environment, gone
+from flowbook.spec import flow as flows
+from flowbook.spec.flow import Spec
+from flowbook.store import layout
+
+if TYPE_CHECKING:
+    from flowbook.kernel.session import FlowDef, Session
+
+LISTED = 20  # runs that are listed, and looked through for an open one
+NEWS_S = 24 * 3600.0  # a run that ended longer ago is no news
+NEWS_LOG_BYTES = 300_000  # a longer log is not read for the news
+OUTPUT_TAIL = 20_000  # bytes of what a task printed that are shown again
+RECALLED_TASKS = 100
+
+
+@dataclass
+class Run:
+    """A run as this kernel sees it, whoever started it."""
+
+    spec: Spec
+    view: RunView
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.spec.run
+
+
+class Runs:
+    """All runs of the store, as far as one asks for them."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._opened: dict[RunKey, Run] = {}
+
+    # ---- the store --------------------------------------------------------------------------------------------------
+
+    def ids(self, flow: str) -> list[str]:
+        """Every run of a flow, oldest first."""
+        folder = self._session.root / layout.flow_prefix(flow)
+        found = [p.name for p in folder.iterdir() if (p / "run.json").exists()] if folder.is_dir() else []
+        return sorted(found, key=lambda r: (not r.isdigit(), int(r) if r.isdigit() else 0, r))
+
+    def read_spec(self, flow: str, run_id: str) -> dict[str, Any]:
+        """The plain `run.json`. Raises StoreError if it is damaged."""
+        key = layout.spec(flow, run_id)
+        try:
+            found = json.loads(self._session.store.get(key))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise StoreError(f"{key} is damaged: it is not JSON. The run cannot be shown; start a new one.")
+        return found
+
+    def end_of(self, flow: str, run_id: str) -> dict[str, Any] | None:
+        """The event with which a run ended: it stands in the last object of its log."""
+        last = max(self._session.store.list(layout.log_prefix(flow, run_id)), default=None)
+        found = events.unbatch(self._session.store.get(last), last) if last is not None else []
+        return next((event for event in reversed(found) if event["e"] == "run_ended"), None)
+
+    def state(self, flow: str, run_id: str, driven: Mapping[RunKey, str]) -> str:
+        """How a run stands, in a word, or in words that say how to go on. `driven`: the runs that have an engine."""
+        end = self.end_of(flow, run_id)
+        if end is not None:
+            return str(end["state"])
+        if (flow, run_id) in driven:
+            return "running"
+        return f"open (its engine is gone; `%flow attach {run_id}` goes on with it)"
+
+    # ---- taking one up ----------------------------------------------------------------------------------------------
+
+    def open(self, flow: str, run_id: str) -> Run:
+        """Any run of the store. Raises DefinitionError, naming those there are, for one that is not there."""
+        known = self._opened.get((flow, run_id))
+        if known is not None and known.view.ended != "lost":
+            return known
+        ids = self.ids(flow)
+        if run_id not in ids:
+            raise DefinitionError(Finding("", f"there is no run {run_id} of {flow}", f"Runs of {flow}: {_listed(ids)}."))
+        spec = flows.from_json(Spec, self.read_spec(flow, run_id))
+        run = self._opened[flow, run_id] = Run(spec, self._view(spec))
+        run.params = {name: self._session.load_entry(entry, run) for name, entry in spec.params.items()}
+        return run
+
+    def _view(self, spec: Spec) -> RunView:
+        # Engines are asked before the log is read: a run that nobody drives has then ended, or was left open.
+        driven = {} if self.end_of(spec.flow, spec.run) else self._session.engine.driven()
+        view, store = RunView(spec), self._session.store
+        for key in store.list(layout.log_prefix(spec.flow, spec.run)):
+            for event in events.unbatch(store.get(key), key):
+                view.apply(event)
+        if view.ended is not None:
+            return view
+        path = driven.get((spec.flow, spec.run))
+        try:
+            if path is None:
+                raise EngineError(gone(spec.run))
+            self._session.engine.follow(view, path)
+        except EngineError:
+            view.ended, view.trouble = "lost", gone(spec.run)
+        return view
+
+    def find(self, run_id: str | int | None = None, flow: str | None = None) -> Run:
+        """The run of that number, else the newest: of this kernel, else of the store."""
+        defined = self._session.flow(flow)
+        wanted = None if run_id is None else str(run_id)
+        run = next((r for r in reversed(defined.runs) if wanted in (None, r.id)), None)
+        if run is not None:
+            self._refresh(run)
+            return run
+        if wanted is None:
+            ids = self.ids(defined.name)
+            if not ids:
+                raise DefinitionError(Finding("", f"nothing was run yet of {defined.name}", "`%flow run` starts a run."))
+            wanted = ids[-1]
+        return self.open(defined.name, wanted)
+
+    def _refresh(self, run: Run) -> None:
+        """An engine that went away may have been replaced meanwhile, by another kernel too."""
+        if run.view.ended == "lost":
+            run.view = self._view(run.spec)
+
+    def newest_open(self, flow: str) -> str | None:
+        return next((r for r in reversed(self.ids(flow)[-LISTED:]) if self.end_of(flow, r) is None), None)
+
+    def attach(self, run_id: str | int | None = None, flow: str | None = None) -> tuple[Run, list[str]]:
+        """Take up a run: its names become those of the notebook. One that was left open goes on. Also gives what to tell the user."""
+        defined = self._session.flow(flow)
+        run = self.find(run_id if run_id is not None else self.newest_open(defined.name), defined.name)
+        notes = [self._adopt(run)] if run.view.ended == "lost" else []
+        if run.view.ended is not None:
+            self._recall(run)
+        defined.runs = [*(r for r in defined.runs if r.id != run.id), run]
+        return run, notes + self._show(defined, run, None)
+
+    def at(self, run_id: str | int | None = None, flow: str | None = None) -> tuple[Run, list[str]]:
+        """Let the names of a flow be those of an earlier run; without a number, of the newest again."""
+        defined = self._session.flow(flow)
+        run = self.find(run_id, defined.name)
+        if run_id is None and run not in defined.runs:
+            defined.runs.append(run)
+        return run, self._show(defined, run, None if run is defined.last else run)
+
+    def _show(self, flow: FlowDef, run: Run, at: Run | None) -> list[str]:
+        flow.at = at
+        flow.past = {step.name: step for step in run.spec.steps}
+        return self._session.names.show(flow, run)
+
+    def _adopt(self, run: Run) -> str:
+        """Let our engine go on with a run whose own engine is gone."""
+        with self._session.engine.changed:
+            run.view.ended = run.view.trouble = None
+        self._recall(run)
+        self._session.engine.run(run.spec, environment(), os.getcwd(), list(sys.path), adopt=run.view)
+        return f"the engine of run {run.id} was gone: the engine of this notebook goes on with it"
+
+    def _recall(self, run: Run) -> None:
+        """What ended tasks printed and showed, for the display: of a run that was not followed it is only in the store."""
+        store, view = self._session.store, run.view
+        for task, state in list(view.state.tasks.items())[:RECALLED_TASKS]:
+            key = (task.step, task.index, task.part)
+            if state.ended_at is None or key in view.output or key in view.displays:
+                continue
+            place = (run.spec.flow, view.state.locate(*key), task.step, task.index, state.attempt or 0, task.part)
+            printed, shown = layout.output(*place), layout.display(*place)
+            if store.exists(printed):
+                size = store.size(printed)
+                view.output[key] = (store.get_range(printed, max(0, size - OUTPUT_TAIL), size).decode("utf-8", "replace"), size)
+            if store.exists(shown):
+                try:
+                    view.displays[key] = list(json.loads(store.get(shown))["frames"])
+                except (ValueError, KeyError, TypeError):
+                    continue  # only a picture
+
+    # ---- what a new kernel says -------------------------------------------------------------------------------------
+
+    def news(self) -> str | None:
+        """One line about the newest run of this notebook, if it is open or ended less than a day ago. Reads little."""
+        flow = self._session.flow().name
+        ids = self.ids(flow)
+        if not ids:
+            return None
+        spec, notebook = self.read_spec(flow, ids[-1]), str(notebook_path(self._session.shell) or "")
+        if spec.get("notebook", "") != notebook:
+            return None  # of another notebook of that name
+        end, name = self.end_of(flow, ids[-1]), f"run {ids[-1]} of {flow}"
+        if end is not None:
+            ago = time.time() - end["at"]
+            return f"{name} {_WORDS.get(end['state'], end['state'])} {_ago(ago)}: `%flow attach` brings back its names" if ago < NEWS_S else None
+        counted = self._counted(flow, ids[-1], spec)
+        if (flow, ids[-1]) in self._session.engine.driven():
+            return f"{name} is running{counted}: `%flow attach` brings back its display and names"
+        return f"{name} is open{counted}, but its engine is gone: `%flow attach` goes on with it"
+
+    def _counted(self, flow: str, run_id: str, spec: Mapping[str, Any]) -> str:
+        store = self._session.store
+        keys = list(store.list(layout.log_prefix(flow, run_id)))
+        if sum(store.size(key) for key in keys) > NEWS_LOG_BYTES:
+            return ""
+        view = RunView(flows.from_json(Spec, spec))
+        for key in keys:
+            for event in events.unbatch(store.get(key), key):
+                view.apply(event)
+        total = len(view.state.tasks)
+        done = sum(state.ended_at is not None for state in view.state.tasks.values())
+        return f" ({done} of {total} tasks)"
+
+
+_WORDS = {"stopped": "was stopped"}
+
+
+def _ago(seconds: float) -> str:
+    """How long ago, roughly.
+
+    >>> _ago(20), _ago(600), _ago(7300)
+    ('just now', '10 min ago', '2 h ago')
+    """
+    if seconds < 60:
+        return "just now"
+    return f"{seconds / 60:.0f} min ago" if seconds < 3600 else f"{seconds / 3600:.0f} h ago"
+
+
+def _listed(ids: list[str]) -> str:
+    return ", ".join(["…"] * (len(ids) > LISTED) + ids[-LISTED:]) or "none yet"
