@@ -59,6 +59,10 @@ TAKEN = [
     ("--env 'URL=a=b c'", Options(env=(("URL", "a=b c"),))),
     ("--flow my-flow.2", Options(flow="my-flow.2")),
     ("--run", Options(run=True)),
+    ("--no-cache", Options(no_cache=True)),
+    ("--cache-for 1h", Options(cache_for_s=3600)),
+    ("--cache-for 7d", Options(cache_for_s=7 * 86400)),
+    ("--cache-key 'version()'", Options(cache_key="version()")),
 ]
 
 
@@ -189,6 +193,12 @@ REFUSED = [
     ("train --gpu -1", "--gpu -1: not a number that it takes"),
     ("train --retry three", "--retry three: not a number that it takes\n    write a whole number from 0 to 1000"),
     ("train --minutes-between-retries x", "--minutes-between-retries x: not a number of minutes"),
+    ("train --cache-for soon", "--cache-for soon: not a time\n    write 90s, 15m, 2h, 1h30m, or a bare number of seconds"),
+    ("train --cache-for 0", "--cache-for 0: no time at all"),
+    ("train --cache-for", "--cache-for needs a value"),
+    ("train --no-cache=1", "--no-cache takes no value"),
+    ("train --cache-key 'x ='", "--cache-key x =: not an expression"),
+    ("train --cache-key '(x := 1)'", "--cache-key (x := 1): the expression may not assign, await or yield"),
     ("train --timeout soon", "--timeout soon: not a time\n    write 90s, 15m, 2h, 1h30m, or a bare number of seconds"),
     ("train --catch _e", "--catch _e: '_e' begins with an underscore, so it would not be saved"),
     ("train --catch a.b", "--catch a.b: 'a.b' is not a name"),
@@ -305,6 +315,21 @@ def test_defaults_that_make_no_sense_for_all_steps_are_refused(line: str, messag
         parse_defaults(line)
 
     assert message in str(raised.value)
+
+
+def test_options_of_the_cache_that_contradict_each_other_are_refused_in_one_cell() -> None:
+    for other in ("--cache-for 1h", "--cache-key x"):
+        _, given = parse_step_line(f"train --no-cache {other}", [], label="c")
+        with pytest.raises(DefinitionError, match="--no-cache and --cache-.* contradict each other"):
+            make_options(given)
+
+
+def test_a_cells_own_word_on_the_cache_is_stronger_than_the_defaults() -> None:
+    _, lasting = parse_step_line("train --cache-for 1h", [], label="c")
+    _, never = parse_step_line("train --no-cache", [], label="c")
+
+    assert make_options(merge(parse_defaults("--no-cache"), lasting)) == Options(cache_for_s=3600)
+    assert make_options(merge(parse_defaults("--cache-for 2h"), never)) == Options(no_cache=True)
 
 
 def test_min_ok_without_a_fan_out_is_refused() -> None:

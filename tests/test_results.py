@@ -312,7 +312,7 @@ def test_items_come_back_one_by_one(store):
     values = [1, "a", np.arange(5000.0), None, {"k": [1]}, pd.DataFrame({"a": [1]})]
     plan = write_items(store, values)
 
-    assert plan["count"] == 6 and plan["reprs"][:2] == ["1", "'a'"] and set(plan) == {"count", "items", "reprs"}
+    assert plan["count"] == 6 and plan["reprs"][:2] == ["1", "'a'"] and set(plan) == {"count", "items", "reprs", "ids"}
     for i, value in enumerate(values):
         back = read_item(store, plan["items"], i)
         assert same(back, value)

@@ -266,14 +266,14 @@ def test_current_tells_the_task_and_scratch_is_a_folder(project: Project) -> Non
     (project.folder / "scratch").mkdir()
     plan = _items(project, [(0, "a"), (1, "b")])
     failures = [{"step": "x", "index": [], "message": "no"}]
-    ran = project.run("train", (2, 1), attempt=4, item={"blob": plan, "i": 1}, failures=failures)
+    ran = project.run("train", (2, 1), attempt=4, item={"blob": plan, "i": 1}, failures=failures, ids=["a", "b"])
     told = project.value(ran.artifacts["told"])
 
     assert told == [FLOW, RUN, "train", (2, 1), 4, (1, "b"), "train[2,1]", ("nightly",), tuple(failures)]
     assert ran.artifacts["key"]["json"] == "demo/1/train/2.1" and ran.artifacts["same"]["json"] and ran.artifacts["kept"]["json"]
     assert ran.artifacts["why"]["json"].startswith("current has no 'nothing'; it has flow, run, step")
     assert ran.artifacts["x"]["json"] == "b" and ran.artifacts["i"]["json"] == 1 and ran.commit and ran.commit["item"] == "(1, 'b')"
-    seed = int.from_bytes(hashlib.sha256(b"demo\ntrain\n2.1").digest()[:8], "big") >> 1
+    seed = int.from_bytes(hashlib.sha256(b"demo\ntrain\nbody\na\nb").digest()[:8], "big") >> 1
     assert project.value(ran.artifacts["seed"]) == seed
 
 
@@ -633,7 +633,7 @@ def test_plans_of_hosted_steps_are_evaluated_and_their_failure_is_theirs(project
     errors = {name: plan["error"] for name, plan in plans.items() if "error" in plan}
 
     assert (plans["good"]["when"], plans["good"]["count"], plans["good"]["reprs"]) == (True, 3, ["(0, 3)", "(1, 6)", "(2, 9)"])
-    assert plans["off"] == {"when": False} and plans["empty"]["count"] == 0 and set(ran.artifacts) == {"xs"}
+    assert plans["off"] == {"when": False, "key": ""} and plans["empty"]["count"] == 0 and set(ran.artifacts) == {"xs"}
     assert set(errors) == {"odd", "text", "late", "locks", "endless", "many", "exits"}
     assert errors["odd"]["message"] == '--foreach "x in len(xs)": `len(xs)` is a int, which cannot be iterated.'
     assert (errors["odd"]["cell"], errors["odd"]["line"]) == ("Cell In[6]", 1)
@@ -663,7 +663,7 @@ def test_a_plan_task_evaluates_its_own_step_and_fails_itself(project: Project) -
 
     ran = project.run("good", part="plan")
     assert ran.commit and ran.commit["plans"]["good"]["count"] == 2 and ran.commit["artifacts"] == {}
-    assert (project.run("maybe", part="plan").commit or {})["plans"] == {"maybe": {"when": False}}
+    assert (project.run("maybe", part="plan").commit or {})["plans"] == {"maybe": {"when": False, "key": ""}}
     ran = project.run("bad", part="plan")
     assert (
         ran.code == 1

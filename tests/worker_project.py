@@ -153,6 +153,7 @@ class Project:
     def run_all(self) -> None:
         """Run every step of a flow in its order, as an engine would: for tests whose steps all succeed. One level of fan-out."""
         counts: dict[str, int] = {}
+        ids: dict[str, list[str]] = {}
         for step in self.steps:
             plan = None
             if step.planned:
@@ -167,10 +168,12 @@ class Project:
             if step.options.foreach:
                 assert plan is not None
                 counts[step.name] = plan["count"]
+                ids[step.name] = [plan["ids"][i : i + 22] for i in range(0, len(plan["ids"]), 22)]
             for i in range(counts[step.scope[0]]) if step.scope else [None]:
                 index = () if i is None else (i,)
                 item = {"blob": plan["items"], "i": i} if step.options.foreach and plan else None
-                ran = self.run(step.name, index, item=item, **self._given(step, index, step.inputs, counts))
+                own = [] if i is None else [ids[step.scope[0]][i]]
+                ran = self.run(step.name, index, item=item, ids=own, **self._given(step, index, step.inputs, counts))
                 assert ran.code == 0, ran.frames
 
     def _given(self, step: Step, index: tuple[int, ...], inputs: tuple[Input, ...], counts: dict[str, int]) -> dict[str, Json]:

@@ -230,6 +230,7 @@ class Run:
         self._before: dict[str, cache.Before] = {}
         self._looked: dict[Task, tuple[str | None, str]] = {}  # key, and why nothing could stand for it; until it is launched
         self._landed: list[Task] = []
+        self._blank: list[Path] = []  # output files that nothing was printed to: renaming one costs less than making one
 
     # ---- from outside -----------------------------------------------------------------------------------------------------
 
@@ -402,8 +403,9 @@ class Run:
 
     def _take_output(self, task: Task, attempt: int) -> None:
         for path in self.store.local_dir().glob(f"run-{self.run}-*/{_output_name(task, attempt)}"):
-            with contextlib.suppress(StoreError):
-                self.store.adopt_file(layout.output(self.flow, self.run, task.step, task.index, attempt, task.part), path)
+            with contextlib.suppress(StoreError, OSError):
+                if path.stat().st_size:
+                    self.store.adopt_file(layout.output(self.flow, self.run, task.step, task.index, attempt, task.part), path)
 
     # ---- the cache ------------------------------------------------------------------------------------------------------------
 
@@ -495,6 +497,8 @@ class Run:
         assert self._folder is not None
         task = launch.task
         live = self.live[task] = Live(task, launch.attempt, self._folder / _output_name(task, launch.attempt))
+        with contextlib.suppress(OSError, IndexError):
+            self._blank.pop().rename(live.output)
         live.key = self._looked.pop(task, (None, ""))[0]
         if live.key is not None:
             self.machine.flights.setdefault((self.flow, live.key), Flight(self))
@@ -610,7 +614,7 @@ class Run:
         if size:
             self.store.adopt_file(layout.output(*place), live.output)
         else:
-            live.output.unlink(missing_ok=True)
+            self._blank.append(live.output)
         if live.displays:
             shown = {"frames": live.displays, "left_out": live.displays_left_out}
             self.store.create(layout.display(*place), json.dumps(shown).encode())

@@ -145,6 +145,12 @@ class Flow:
 
         return show_at(_session(), None if run is None else str(run), flow)
 
+    def debug(self, task: str = "", *, run: str | int | None = None, flow: str | None = None) -> None:
+        """Run a task again in this kernel, so that `%debug` and breakpoints stop in its cell; by default the first that failed."""
+        __tracebackhide__ = True
+        words = [task, *(["--run", str(run)] if run is not None else []), *(["--flow", flow] if flow else [])]
+        self._command("debug", " ".join(words))
+
     def load(self, name: str) -> Any:
         """Load one name into the kernel, however large it is, and return it."""
         return _session().names.load(name, huge=True)
@@ -158,6 +164,7 @@ class Flow:
         return RunHandle(session, session.runs.find(run))
 
     def _command(self, name: str, line: str) -> Any:
+        __tracebackhide__ = True
         from flowbook.kernel.magics import COMMANDS
 
         return COMMANDS[name].call(_session(), line.strip())

@@ -182,6 +182,58 @@ def local_modules(roots: Iterable[str], store: Store, known: Mapping[str, Any] |
     return found
 
 
+def imports_beforehand(captured: Captured, values: Iterable[Any], sources: Iterable[str]) -> tuple[str, ...]:
+    """Modules that every task will import, so that one process may do it for all: what captured values are made of, and what bodies
+    and setup cells import at their top level.
+
+    None where a cell touches the environment: libraries read it when they are imported. None of the notebook's folder: those go by
+    content.
+    """
+    found: set[str] = set()
+    for value in values:
+        if isinstance(value, types.ModuleType):
+            found.add(value.__name__)
+        else:
+            made_by = value if isinstance(value, type) or callable(value) else type(value)
+            found.add(str(getattr(made_by, "__module__", None) or "builtins"))
+    for source in sources:
+        if re.search(r"environ|putenv", source):
+            return ()
+        found |= _imported_first(source)
+    known = {"__main__", "builtins", *captured.modules}
+    return tuple(sorted(n for n in found if n not in known and n.partition(".")[0] not in known and _module_spec(n)))
+
+
+def _imported_first(source: str) -> set[str]:
+    """Modules that the statements at the top level of a cell import."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return set()
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return found
+
+
+def _module_spec(name: str) -> bool:
+    """Whether a module is there and not local."""
+    root = name.partition(".")[0]
+    if root in sys.builtin_module_names:
+        return False
+    if root in sys.stdlib_module_names:
+        return True
+    try:
+        spec = sys.modules[root].__spec__ if root in sys.modules else importlib.util.find_spec(root)
+    except (ImportError, ValueError, AttributeError):
+        return False
+    origin = spec.origin if spec is not None else None
+    return origin is None or not _is_local(Path(origin))
+
+
 def _module_file(root: str) -> Path | None:
     module = sys.modules.get(root)
     file = getattr(module, "__file__", None)

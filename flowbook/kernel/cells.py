@@ -143,6 +143,15 @@ def flow_name(shell: Any) -> str:
     return name[:100] or "notebook"
 
 
+def is_history(name: str) -> bool:
+    """Whether IPython keeps a result or an input under this name."""
+    return (
+        name.strip("_") == ""
+        or (name[1:2] in "ih0123456789" and name.lstrip("_ih").isdigit())
+        or name in ("_dh", "_oh", "_ih", "_i", "_ii", "_iii")
+    )
+
+
 def code_globals(code: types.CodeType) -> set[str]:
     """Names that a function's code loads, stores or deletes globally, nested functions included.
 

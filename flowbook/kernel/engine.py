@@ -268,17 +268,17 @@ class Engine:
             link = self._links.get(self._followed.get((flow, run), ""))
         self._say(link or self._connect(), {"do": "poke", "flow": flow, "run": run})
 
-    def driven(self) -> dict[RunKey, str]:
+    def driven(self, timeout_s: float = PING_TIMEOUT_S) -> dict[RunKey, str]:
         """The open runs of all living engines of this machine and store, each with its engine's socket."""
         found: dict[RunKey, str] = {}
-        for path, runs in self._answers():
+        for path, runs in self._answers(timeout_s):
             found |= dict.fromkeys(runs, path)
         return found
 
-    def _answers(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    def _answers(self, timeout_s: float) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         with contextlib.suppress(OSError, StoreError):
             for _, entry in registry.entries(self._store):
-                answer = ping(entry.socket)
+                answer = ping(entry.socket, timeout_s)
                 yield entry.socket, [(str(flow), str(run)) for flow, run in (answer or {}).get("runs", ())]
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from traitlets import Bool
 from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.kernel.api import RunHandle
 from flowbook.kernel.api import flow as flow_object
+from flowbook.kernel.debug import debug
 from flowbook.kernel.display import Painter, clean_text, headline, status_html, status_text
 from flowbook.kernel.names import Scan, human_size, interruptible
 from flowbook.kernel.runs import LISTED
@@ -116,12 +117,26 @@ def show_at(session: Session, run_id: str | None, flow: str | None) -> RunHandle
 def _started(session: Session, run: Run, notes: list[str], wait: bool) -> RunHandle:
     for note in notes:
         print(note, file=sys.stderr)
-    painter = Painter(session, run)
+    waits = wait or not takes_input(session.shell)
+    painter = CellPainter(session, run, waits)
     painter.start()
     handle = RunHandle(session, run)
-    if wait or not takes_input(session.shell):
+    if waits:
         _wait_painting(session, run, painter)
     return handle
+
+
+class CellPainter(Painter):
+    """A painter whose cell may end with the error of the run: then the status leaves it out, as it is shown just below."""
+
+    ERROR = re.compile(r'<pre class="fb-error">.*?</pre>', re.DOTALL)
+
+    def __init__(self, session: Session, run: Run, raises: bool) -> None:
+        super().__init__(session, run)
+        self.raises = raises
+
+    def _send(self, display_id: str, page: str, text: str, update: bool = True) -> None:
+        super()._send(display_id, self.ERROR.sub("", page) if self.raises else page, text, update)
 
 
 def takes_input(shell: Any) -> bool:
@@ -135,6 +150,8 @@ def _wait_painting(session: Session, run: Run, painter: Painter | None = None) -
         with interruptible():
             session.wait(run)
     except KeyboardInterrupt:
+        if isinstance(painter, CellPainter):
+            painter.raises = False
         raise FlowbookError(f"the wait was interrupted; run {run.id} goes on (`%flow wait` waits again, `%flow stop` ends it)") from None
     finally:
         if painter is not None:
@@ -189,6 +206,17 @@ def _at(session: Session, line: str) -> None:
     parser.add_argument("--flow")
     given = parser.parse(line)
     show_at(session, given.run, given.flow)
+
+
+def _debug(session: Session, line: str) -> None:
+    __tracebackhide__ = True  # the traceback of a body that fails is the user's own
+    parser = _Parser("debug")
+    parser.add_argument("task", nargs="?")
+    parser.add_argument("--run")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    step, index = parse_task(given.task, "debug") if given.task else (None, None)
+    debug(session, session.runs.find(given.run, given.flow), step, index)
 
 
 def _wait(session: Session, line: str) -> None:
@@ -366,7 +394,7 @@ def _check_serial(session: Session, flow: str | None) -> None:
     run, notes = session.run(flow=flow)
     for note in notes:
         print(note, file=sys.stderr)
-    painter = Painter(session, run)
+    painter = CellPainter(session, run, raises=True)
     painter.start()
     _wait_painting(session, run, painter)
     order = {
@@ -493,6 +521,7 @@ COMMANDS: dict[str, Command] = {
     "stop": Command("%flow stop [STEP | STEP[i]] [--run RUN] [--flow F]", "stop a run, a step or one task", _stop),
     "resume": Command("%flow resume [RUN] [--wait] [--flow F]", "run what a failed or stopped run did not finish", _resume),
     "attach": Command("%flow attach [RUN] [--wait] [--flow F]", "take up a run after a restart: its display and names", _attach),
+    "debug": Command("%flow debug [STEP | STEP[i]] [--run RUN] [--flow F]", "run a task again in this kernel, for `%debug`", _debug),
     "at": Command("%flow at [RUN] [--flow F]", "let the names be those of an earlier run; alone: of the newest", _at),
     "runs": Command("%flow runs [--flow F]", "the last runs of this flow", _runs),
     "show": Command("%flow show [STEP] [--flow F]", "the flow; or what a step reads, captures and saves", _show),
@@ -549,6 +578,7 @@ class FlowMagics(Magics):
     @no_var_expand
     @line_magic
     def flow(self, line: str) -> Any:
+        __tracebackhide__ = True
         name, _, rest = line.strip().partition(" ")
         if not name or name in ("help", "?", "--help"):
             print("%flow COMMAND, each also a method of the object `flow`\n" + commands_help())

@@ -20,7 +20,7 @@ from IPython.core.error import InputRejected
 
 from flowbook.engine.events import Task
 from flowbook.errors import ArtifactNotLoaded, FlowbookError, StepFailed
-from flowbook.kernel.cells import loaded_names, names_behind
+from flowbook.kernel.cells import is_history, loaded_names, names_behind
 from flowbook.spec.body import ast_key, read_body
 from flowbook.spec.flow import Options, Step, task_name
 from flowbook.store import results
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flowbook.spec.graph import Linked
 
 PROGRESS_AFTER_S = 0.5
+_ABSENT = object()
 MEMORY_SHARE = 4  # a value larger than a quarter of the free memory is not loaded unasked
 
 
@@ -279,6 +280,8 @@ class Names:
         self._handles: dict[str, StepHandle] = {}
         self._ours: dict[str, Any] = {}  # name → the object that we bound last
         self._params: dict[str, Any] = {}
+        self._lent: dict[str, tuple[Any, Any]] = {}  # name → what stood there, and what `%flow debug` put there
+        self._lent_in = 0  # number of the cell that did
 
     @property
     def _space(self) -> dict[str, Any]:
@@ -363,6 +366,32 @@ class Names:
         for name, value in run.params.items():
             self.bind_param(name, value)
         return notes
+
+    def see_mine(self) -> None:
+        """A plain variable that was kept in `mine`, and that a cell has set anew, is kept as it is now."""
+        for name in self.mine:
+            present = self._space.get(name, _ABSENT)
+            if present is not _ABSENT and not self.is_ours(name) and not isinstance(present, (Placeholder, StepHandle)):
+                self.mine[name] = present
+
+    def lend(self, before: dict[str, Any]) -> None:
+        """All that differs from `before`, the namespace of a moment ago, is lent until `give_back`."""
+        space, cell = self._space, self._session.cells.now
+        names = [n for n in {**before, **space} if before.get(n, _ABSENT) is not space.get(n, _ABSENT) and not is_history(n)]
+        self._lent = {n: (before.get(n, _ABSENT), space.get(n, _ABSENT)) for n in names}
+        self._lent_in = cell.number if cell else 0
+
+    def give_back(self) -> None:
+        """Put back what `%flow debug` lent, unless a cell has set the name since."""
+        for name, (own, lent) in self._lent.items():
+            setter = self._session.cells.last_binder(name)
+            if self._space.get(name, _ABSENT) is not lent or (setter is not None and setter.number >= self._lent_in):
+                continue
+            if own is _ABSENT:
+                self._space.pop(name, None)
+            else:
+                self._space[name] = own
+        self._lent = {}
 
     def show(self, flow: FlowDef, run: Run) -> list[str]:
         """Bind the names of a run whose step cells may not have run in this kernel."""

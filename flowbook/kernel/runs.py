@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LISTED = 20  # runs that are listed, and looked through for an open one
 NEWS_S = 24 * 3600.0  # a run that ended longer ago is no news
+NEWS_TIMEOUT_S = 0.5  # for an engine to answer
 NEWS_LOG_BYTES = 300_000  # a longer log is not read for the news
 OUTPUT_TAIL = 20_000  # bytes of what a task printed that are shown again
 RECALLED_TASKS = 100
@@ -205,9 +206,13 @@ class Runs:
         end, name = self.end_of(flow, ids[-1]), f"run {ids[-1]} of {flow}"
         if end is not None:
             ago = time.time() - end["at"]
-            return f"{name} {_WORDS.get(end['state'], end['state'])} {_ago(ago)}: `%flow attach` brings back its names" if ago < NEWS_S else None
+            return (
+                f"{name} {_WORDS.get(end['state'], end['state'])} {_ago(ago)}: `%flow attach` brings back its names"
+                if ago < NEWS_S
+                else None
+            )
         counted = self._counted(flow, ids[-1], spec)
-        if (flow, ids[-1]) in self._session.engine.driven():
+        if (flow, ids[-1]) in self._session.engine.driven(NEWS_TIMEOUT_S):
             return f"{name} is running{counted}: `%flow attach` brings back its display and names"
         return f"{name} is open{counted}, but its engine is gone: `%flow attach` goes on with it"
 

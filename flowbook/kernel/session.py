@@ -24,7 +24,7 @@ from typing import Any
 
 from flowbook.errors import ArtifactNotLoaded, DefinitionError, EngineError, Finding, FlowbookError, RunStopped
 from flowbook.kernel import capture
-from flowbook.kernel.cells import Cells, Ran, flow_name, names_behind, notebook_path
+from flowbook.kernel.cells import Cells, Ran, flow_name, is_history, names_behind, notebook_path
 from flowbook.kernel.engine import Engine, environment
 from flowbook.kernel.names import Names
 from flowbook.kernel.runs import Run as Run
@@ -323,7 +323,7 @@ class Session:
         hidden = self.shell.user_ns_hidden
         space = self.shell.user_ns
         names = [n for n in space if not n.startswith("_") and n not in hidden and not self.names.is_ours(n)]
-        names += [n for n in space if n.startswith("_") and not n.startswith("__") and n not in hidden and not _is_history(n)]
+        names += [n for n in space if n.startswith("_") and not n.startswith("__") and n not in hidden and not is_history(n)]
         return dict.fromkeys([*names, *self.names.mine], "")
 
     def ordered(self, flow: FlowDef, by_file: bool) -> list[StepCell]:
@@ -333,6 +333,8 @@ class Session:
         return sorted(flow.steps.values(), key=lambda s: s.first)
 
     def link(self, flow: FlowDef, *, by_file: bool = True) -> graph.Linked:
+        self.names.give_back()
+        self.names.see_mine()
         plain = self.plain()
         space = {**self.shell.user_ns, **self.names.mine}
         definitions = {
@@ -506,6 +508,11 @@ class Session:
             modules=captured.modules,
             setup=tuple(s.filename for s in flow.setups),
             setup_captures=tuple(sorted(setup_reads & set(captured.names))),
+            imports=capture.imports_beforehand(
+                captured,
+                [self.names.mine.get(n, self.shell.user_ns.get(n)) for n in captured.names],
+                [*(s.source for s in steps), *(s.source for s in flow.setups)],
+            ),
             files=files,
             tags=tuple(tags),
             target=target,
@@ -589,6 +596,7 @@ class Session:
         origin: Run | None = None,
     ) -> tuple[Run, list[str]]:
         """Start a run; returns at once. The second value is what to tell the user."""
+        self.engine.check_process()
         defined = self.existing(flow)
         notes = self._drop_deleted(defined, self.cells.file_order())
         spec, values, warnings = self.spec_of(defined, target=step, params=params, tags=tags, max_parallel=max_parallel, origin=origin)
@@ -634,7 +642,12 @@ class Session:
         defined = self.existing(last.spec.flow)
         changed = {n: v for n, v in last.params.items() if n in defined.params}
         run, notes = self.run(
-            step=last.spec.target, flow=last.spec.flow, params=changed, tags=last.spec.tags, max_parallel=last.spec.max_parallel, origin=last
+            step=last.spec.target,
+            flow=last.spec.flow,
+            params=changed,
+            tags=last.spec.tags,
+            max_parallel=last.spec.max_parallel,
+            origin=last,
         )
         again = [s.name for s in run.spec.steps if s.name not in run.spec.reuse]
         if again and any(s in {x.name for x in last.spec.steps} for s in again):
@@ -749,14 +762,6 @@ class _Origins(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _is_history(name: str) -> bool:
-    return (
-        name.strip("_") == ""
-        or (name[1:2] in "ih0123456789" and name.lstrip("_ih").isdigit())
-        or name in ("_dh", "_oh", "_ih", "_i", "_ii", "_iii")
-    )
 
 
 def _user() -> str | None:

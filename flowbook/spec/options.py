@@ -341,6 +341,15 @@ OPTIONS: tuple[Option, ...] = (
     Option("--memory", "SIZE", "32GB, 500MB, 30GiB; a bare number is megabytes of 10**6 bytes", _memory),
     Option("--gpu", "N", "whole GPUs", _whole(MOST_DEVICES)),
     Option("--env", "K=V | K", "set an environment variable; K alone takes the kernel's value (repeatable)", _environment, repeatable=True),
+    Option("--no-cache", "", "always run the step, whatever an earlier run made (a resume takes it)", _flag),
+    Option("--cache-for", "TIME", "take a result of an earlier run only if it is not older than 1h, 30m, 7d", _duration),
+    Option(
+        "--cache-key",
+        "EXPR",
+        "run the step anew if this expression, evaluated in the kernel when the run starts, has another value",
+        _expression,
+        per_step=True,
+    ),
     Option("--flow", "NAME", "the flow this step belongs to (default: the notebook's name)", _flow_name, per_step=True),
     Option("--run", "", "run the step at once, with the steps above it", _flag, per_step=True),
 )
@@ -401,7 +410,8 @@ def parse_defaults(text: str | Sequence[str], *, label: str = "%flow defaults") 
 
 def merge(defaults: Given, own: Given) -> Given:
     """A step's own options over the defaults of the flow. --files add up; of --env the own value of a variable counts."""
-    merged = {**defaults, **own}
+    contrary = {"no-cache"} if {"cache-for", "cache-key"} & own.keys() else {"cache-for"} if "no-cache" in own else set()
+    merged = {**{key: value for key, value in defaults.items() if key not in contrary}, **own}
     if "files" in defaults and "files" in own:
         merged["files"] = tuple(dict.fromkeys((*defaults["files"], *own["files"])))
     if "env" in defaults and "env" in own:
@@ -414,6 +424,10 @@ def make_options(given: Given, *, label: str = "") -> Options:
     if "min-ok" in given and "foreach" not in given:
         raise DefinitionError(
             Finding(label, "--min-ok needs --foreach: without it there is one task", "remove --min-ok, or use --catch VAR")
+        )
+    if "no-cache" in given and (other := next((key for key in ("cache-for", "cache-key") if key in given), None)):
+        raise DefinitionError(
+            Finding(label, f"--no-cache and --{other} contradict each other", "keep one of them: --no-cache always runs the step")
         )
     restrict, added = given.get("out", (None, ()))
     standard = Options()
@@ -434,6 +448,9 @@ def make_options(given: Given, *, label: str = "") -> Options:
         env=given.get("env", ()),
         flow=given.get("flow"),
         run=given.get("run", False),
+        no_cache=given.get("no-cache", False),
+        cache_for_s=given.get("cache-for"),
+        cache_key=given.get("cache-key"),
     )
 
 

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import marshal
 import operator
+import re
 import sys
 import types
 from collections import Counter
@@ -30,7 +31,14 @@ OBJECTS = 200_000  # more are not walked; a flat container counts less, see _FLA
 DEPTH = 150  # levels; deeper ones would meet Python's own limit, here or in another process
 _FLAT = 16  # so many atoms of a flat container cost what one object does
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
+_CODE = (
+    "co_name co_qualname co_flags co_argcount co_posonlyargcount co_kwonlyargcount co_code co_exceptiontable co_consts co_names "
+    "co_varnames co_freevars co_cellvars"
+).split()
+_NOT_CODE = frozenset("__dict__ __weakref__ __module__ __qualname__ __firstlineno__ __static_attributes__ _abc_impl".split())
+_MUTABLES = (list, dict, set)
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
+_CONSTANTS = (range, slice, re.Pattern, types.MethodType, types.BuiltinFunctionType)
 _PLAIN_DTYPES = "biufcSUmM"
 
 
@@ -38,15 +46,20 @@ class _NoForm(Exception):
     """The value has no canonical form, or it is too large."""
 
 
-def content_key(value: Any, *, main: types.ModuleType | dict[str, Any] | None = None, keys: Keys | None = None) -> str | None:
+def content_key(
+    value: Any, *, main: types.ModuleType | dict[str, Any] | None = None, keys: Keys | None = None, code: bool = False
+) -> str | None:
     """22 characters that tell the value from every other one; None if there is no canonical form. Never raises.
 
     `main` is the notebook's namespace, by default this process's own. `keys(qualname)` tells what stands behind a name of it,
     `keys("module NAME")` what a module is, if that may change while its name stays; None: not known (a name of main then has
-    no form).
+    no form). With `code`, a value that is itself a definition of main counts by its code, as do functions and classes inside it
+    that no name leads to. What code uses by name is not looked at.
     """
     try:
-        walk = _Walk(vars(sys.modules["__main__"] if main is None else main) if not isinstance(main, dict) else main, keys)
+        if type(value) in _ATOMS:  # what a walk would come to, at a tenth of its cost: a fan-out may have 100,000 items
+            return _short(hashlib.sha256(marshal.dumps(value, 2)).digest())
+        walk = _Walk(main if isinstance(main, dict) else vars(main or sys.modules["__main__"]), keys, value if code else None)
         walk.visit(value)
         return _short(walk.hash.digest())
     except Exception:  # a user's __reduce_ex__ may raise anything; a structure may be too deep, or change meanwhile
@@ -136,16 +149,18 @@ class _Walk:
     An object that is met in two places has no number that would be the same in every process.
     """
 
-    def __init__(self, main: dict[str, Any], keys: Keys | None) -> None:
+    def __init__(self, main: dict[str, Any], keys: Keys | None, root: Any) -> None:
         self.hash = hashlib.sha256()
         self._update = self.hash.update
         self._main, self._keys = main, keys
+        self._by_code = root is not None
+        self._root, self._inside = root, f"{getattr(root, '__qualname__', '')}."
         self._left, self._depth = OBJECTS, 0
         self._place, self._places, self._number = 0, 0, 0
         self._met: dict[int, tuple[int, int]] = {}
         self._kept: list[Any] = []  # ids stay valid only while the objects live
         self._names: dict[int, bytes] = {}
-        self._constants: tuple[Any, ...] = (range, slice, *constants())
+        self._constants: tuple[Any, ...] = (*_CONSTANTS, *constants())
         self._numpy, self._pandas = (sys.modules.get(name) for name in ("numpy", "pandas"))
         if not hasattr(self._numpy, "ndarray"):
             self._numpy = None  # it is being imported
@@ -163,16 +178,17 @@ class _Walk:
             raise _NoForm
         if kind is tuple:
             self._listed(b"(", value)
-        elif kind is list:
-            self._met_before(value) or self._listed(b"[", value)
-        elif kind is dict:
-            self._met_before(value) or self._keyed(value)
         elif kind is frozenset:
             self._set(b"z", value)
-        elif kind is set:
-            self._met_before(value) or self._set(b"s", value)
-        else:
+        elif kind not in _MUTABLES:
             self._other(value, kind)
+        elif not self._met_before(value):
+            if kind is list:
+                self._listed(b"[", value)
+            elif kind is dict:
+                self._keyed(value)
+            else:
+                self._set(b"s", value)
         self._depth -= 1
 
     def _spend(self, objects: int) -> None:
@@ -197,7 +213,7 @@ class _Walk:
 
     # ---- containers ----
 
-    def _listed(self, kind: bytes, value: Any) -> None:
+    def _listed(self, kind: bytes, value: list[Any] | tuple[Any, ...]) -> None:
         if self._flat(value):
             self._spend(len(value) // _FLAT)
             self._update(marshal.dumps(value, 2))
@@ -238,10 +254,58 @@ class _Walk:
 
     def _named(self, value: Any, name: str) -> None:
         """A function, class or constant that a module holds under its name."""
+        if self._by_code and not self._has_name(value, name):
+            if not self._met_before(value):
+                self._definition(value)
+            return
         if id(value) not in self._names:
             self._names[id(value)] = self._name(value, name)
             self._kept.append(value)
         self._update(self._names[id(value)])
+
+    def _has_name(self, value: Any, name: str) -> bool:
+        of_main = value.__module__ == self._main.get("__name__", "__main__")
+        if value is self._root or "<" in name or (of_main and name.startswith(self._inside)):
+            return False
+        space = self._main if of_main else vars(sys.modules[value.__module__])
+        try:
+            return _look_up(space, name) is value
+        except (KeyError, AttributeError):
+            return False
+
+    def _definition(self, value: Any) -> None:
+        self._update(_token(b"D", value.__qualname__))
+        if isinstance(value, type):
+            self.visit((type(value), value.__bases__))
+            for name, part in vars(value).items():
+                if name not in _NOT_CODE:
+                    self.visit(name)
+                    self.visit(part)
+        elif isinstance(value, types.FunctionType):
+            self.visit((value.__code__, value.__defaults__, value.__kwdefaults__, value.__annotations__, vars(value)))
+            for cell in value.__closure__ or ():
+                self.visit(cell)
+        else:  # functools.lru_cache
+            self.visit((value.cache_parameters(), value.__wrapped__))
+
+    def _pieces(self, value: Any, kind: type) -> tuple[Any, ...] | None:
+        """What a part of a definition is made of, if it is of a kind that occurs only there."""
+        if kind is types.CodeType:
+            return tuple(getattr(value, name) for name in _CODE)
+        if kind is types.CellType:
+            try:
+                return (value.cell_contents,)
+            except ValueError:
+                return ()  # empty
+        if kind in (staticmethod, classmethod):
+            return (value.__func__,)
+        if kind is property:
+            return value.fget, value.fset, value.fdel
+        if kind is functools.cached_property:
+            return value.func, value.attrname
+        if kind in (types.MemberDescriptorType, types.GetSetDescriptorType):
+            return (value.__name__,)
+        return None
 
     def _name(self, value: Any, name: str) -> bytes:
         module = value.__module__
@@ -259,13 +323,19 @@ class _Walk:
 
     def _other(self, value: Any, kind: type) -> None:
         if isinstance(value, enum.Enum):
-            self._update(_token(b"e", value.name or ""))
+            self._update(_token(b"e", value._name_ or ""))
             self.visit(kind)
             self.visit(value._value_)
         elif isinstance(value, _FUNCTIONS) and not _is_method(value):
             self._named(value, value.__qualname__)
         elif kind is types.ModuleType:
             self._update(_module(value.__name__))
+        elif kind is types.MappingProxyType:
+            self._update(_token(b"m"))
+            self.visit(tuple(value.items()))
+        elif self._by_code and (pieces := self._pieces(value, kind)) is not None:
+            self._update(_token(b"c", kind.__name__))
+            self.visit(pieces)
         elif hasattr(kind, "__flowbook_save__"):  # a File or Directory: its path is nothing
             self._update(_token(b"f", f"{value.digest} {value.name}"))
             self.visit(kind)
@@ -284,13 +354,13 @@ class _Walk:
         if isinstance(reduced, str):
             self._named(value, reduced)
             return
-        make, args, state, listed, keyed, *more = (*reduced, None, None, None, None)
-        if isinstance(state, dict) and (cached := cached_names(kind)):
-            state = {name: part for name, part in state.items() if name not in cached} or None
-        whole = (make, args, state, None if listed is None else tuple(listed), None if keyed is None else tuple(keyed), more[0])
-        self._kept.append(whole)
+        parts: list[Any] = [*reduced, None, None, None, None][:6]
+        if isinstance(parts[2], dict) and (cached := cached_names(kind)):
+            parts[2] = {name: part for name, part in parts[2].items() if name not in cached} or None
+        for i in (3, 4):  # iterators over the items of a list and of a dict
+            parts[i] = None if parts[i] is None else tuple(parts[i])
         self._update(_token(b"o"))
-        for part in whole:
+        for part in parts:
             self.visit(part)
 
     # ---- numpy ----

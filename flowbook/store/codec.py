@@ -34,12 +34,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from flowbook.errors import ArtifactError, FlowbookError, NotPicklable
-from flowbook.store import layout, preview
+from flowbook.store import canon, layout, preview
 from flowbook.store.base import Buffer, Store
 
 MAGIC = b"FLOWBK1\n"
 ALIGN = 64
 INLINE_BYTES = 16 * 1024  # values up to this size stand in the COMMIT itself
+KEYED_BYTES = 100_000_000  # a larger value is not hashed a second time for its key: its address has to tell it
 EXACT_INT = 2**53  # larger ones do not survive readers that know only doubles
 
 Keys = Callable[[str], "str | None"]
@@ -475,11 +476,11 @@ def entry(store: Store, name: str, value: Any, *, main: Main = None, keys: Keys 
         return {"kind": "module", "module": value.__name__, "type": "module", "repr": f"<module {value.__name__!r}>"}
     if is_json(value):
         return _json_entry(value)
-    return finish(store, encode(value, name=name, main=main, root=root, keys=keys, store=store), value)
+    return finish(store, encode(value, name=name, main=main, root=root, keys=keys, store=store), value, main=main, keys=keys)
 
 
-def finish(store: Store, encoded: Encoded, value: Any) -> dict[str, Any]:
-    """The entry of a value that is encoded already; its bytes go inline or to a blob."""
+def finish(store: Store, encoded: Encoded, value: Any, *, main: Main = None, keys: Keys | None = None) -> dict[str, Any]:
+    """The entry of a value that is encoded already; its bytes go inline or to a blob. `main` and `keys` as in `encode`."""
     if is_json(value):
         return _json_entry(value)
     from flowbook.store import pickler
@@ -494,6 +495,8 @@ def finish(store: Store, encoded: Encoded, value: Any) -> dict[str, Any]:
         where["html"] = html
     if pickler.is_definition(value):
         where["definition"] = True
+    elif encoded.nbytes <= KEYED_BYTES and not canon.by_address(value) and (key := canon.content_key(value, main=main, keys=keys)):
+        where["key"] = key
     return where
 
 

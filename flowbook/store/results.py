@@ -7,6 +7,7 @@ artifact that holds one stores where the task is, not what it made, and finds it
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import html
 import json
 import struct
@@ -16,7 +17,7 @@ from typing import Any, overload
 
 from flowbook.errors import ArtifactError, NotPicklable, StoreError, StoreMissing
 from flowbook.spec.flow import task_name
-from flowbook.store import codec, layout, preview
+from flowbook.store import canon, codec, layout, preview
 from flowbook.store.base import Buffer, Store
 
 Json = Any
@@ -439,7 +440,7 @@ def write_items(
     keys: codec.Keys | None = None,
     limit: int = ITEM_LIMIT,
 ) -> dict[str, Json]:
-    """Save the items of a fan-out as one blob: the count, items and reprs of a PLAN; "blobs" if items have further ones.
+    """Save the items of a fan-out as one blob: the count, items, reprs and ids of a PLAN; "blobs" if items have further ones.
 
     Raises NotPicklable ("item 3 of rates"), ArtifactError for more than `limit` items, and whatever iterating raises.
     """
@@ -447,6 +448,7 @@ def write_items(
     parts: list[Buffer] = []
     offsets: list[int] = []
     reprs: list[str] = []
+    told: list[str] = []
     blobs: set[str] = set()
     end = 0
     for i, value in enumerate(values):
@@ -457,6 +459,7 @@ def write_items(
         except RecursionError as error:
             raise NotPicklable(f"item {i} of {name}", str(error)) from error
         offsets.append(end)
+        told.append(_item_key(value, encoded, main, keys))
         # What an iterator gave may be filled anew for the next item, so its memory is copied now.
         pieces = encoded.parts if lasting else [part if isinstance(part, bytes) else bytes(part) for part in encoded.parts]
         gap = -encoded.nbytes % codec.ALIGN
@@ -469,7 +472,24 @@ def write_items(
     start = codec.aligned(8 * (len(offsets) + 2))
     head += struct.pack(f"<{len(offsets) + 1}Q", *(start + offset for offset in (*offsets, end)))
     plan: dict[str, Json] = {"count": len(offsets), "items": store.put_blob([head.ljust(start, b"\0"), *parts]), "reprs": reprs}
+    plan["ids"] = "".join(canon.item_ids(told))
     return plan | ({"blobs": sorted(blobs)} if blobs else {})
+
+
+def item_ids(values: Iterable[Any], *, main: codec.Main = None, keys: codec.Keys | None = None) -> list[str]:
+    """The ids that `write_items` gives the same items. Raises NotPicklable."""
+    return canon.item_ids([_item_key(value, None, main, keys) for value in values])
+
+
+def _item_key(value: Any, encoded: codec.Encoded | None, main: codec.Main, keys: codec.Keys | None) -> str:
+    key = canon.content_key(value, main=main, keys=keys)
+    if key is not None:
+        return key
+    encoded = encoded or codec.encode(value, main=main, keys=keys, previews=False)
+    hasher = hashlib.sha256()
+    for part in encoded.parts:
+        hasher.update(part)
+    return canon.short_hash(hasher.hexdigest())
 
 
 def read_item(

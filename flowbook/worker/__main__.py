@@ -43,6 +43,7 @@ def _serve(fd: int) -> NoReturn:
 
     faulthandler.enable()
     output.prepare_streams()
+    attempt.rehearse()
     forkserver.serve(fd, lambda order: attempt.leave(attempt.run(order)), attempt.prepare)
 
 

@@ -10,6 +10,8 @@ A Failure ends it before COMMIT. COMMIT is created once; if another attempt was 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import re
@@ -67,7 +69,6 @@ def run(order: Order) -> int:
             traceback.print_exc()
         _tell(frames, found)
         return 1
-    frames.send({"f": "committed"})
     return 0
 
 
@@ -77,7 +78,7 @@ SPECS = 4
 
 def read_spec(order: Order) -> tuple[Store, Spec]:
     """The store and the spec of an order's run. Raises StoreError."""
-    key = json.dumps([order["store"], order["flow"], order["run"]])
+    key = _spec_key(order)
     if key not in _specs:
         store = open_store(order["store"])
         spec = flows.from_json(Spec, json.loads(store.get(layout.spec(order["flow"], order["run"]))))
@@ -85,6 +86,20 @@ def read_spec(order: Order) -> tuple[Store, Spec]:
             del _specs[next(iter(_specs))]
         _specs[key] = store, spec
     return _specs[key]
+
+
+def _spec_key(order: Order) -> str:
+    return json.dumps([order["store"], order["flow"], order["run"]])
+
+
+@functools.lru_cache(SPECS)
+def _mentions(texts: tuple[str, ...]) -> bool:
+    return any("scratch" in text for text in texts)
+
+
+def _mentions_scratch(spec: Spec) -> bool:
+    """Whether some code may use `scratch` by that name; a folder that nobody uses is not made."""
+    return bool(spec.modules) or _mentions(tuple(cell["source"] for cell in spec.sources.values()))
 
 
 def prepare(order: Order) -> tuple[str, ...]:
@@ -97,6 +112,29 @@ def prepare(order: Order) -> tuple[str, ...]:
     if order.get("sys_path"):
         sys.path[:] = [path for path in order["sys_path"] if isinstance(path, str)]
     return spec.imports
+
+
+REHEARSALS = 12  # Python adapts code to what it does in the first eight calls
+
+
+def rehearse() -> None:
+    """Carry out an attempt of our own some times, so that what attempts run is warm in all processes that are forked from this one."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="flowbook-rehearsal-") as folder:
+        place = {"kind": "files", "root": folder}
+        store = open_store(place)
+        plan = results.write_items(store, [1], name="xs")
+        each = flows.Foreach("x", "xs", ("x",))
+        step = Step("step", "y = x", "<rehearsal>", "rehearsal", flows.Options(foreach=each), ("step",), saves=("y",), certain=("y",))
+        spec = Spec("rehearsal", "0", (step,), sources={step.filename: {"label": step.label, "source": step.source}})
+        order = {"store": place, "flow": spec.flow, "step": step.name, "item": {"blob": plan["items"], "i": 0}, "index": [0], "ids": [""]}
+        order |= {"scratch": f"{folder}/scratch"}
+        for number in range(REHEARSALS):
+            _specs[_spec_key({**order, "run": str(number)})] = store, dataclasses.replace(spec, run=str(number))
+            run({**order, "run": str(number)})
+    _specs.clear()
+    execute.compile_cell.cache_clear()
 
 
 def _tell(frames: output.Frames, error: dict[str, Json]) -> None:
@@ -150,6 +188,7 @@ class Attempt:
             raise ArtifactError(f"run {order['run']} of flow {order['flow']} has no step {order['step']!r}")
         self.step: Step = self.spec.step(order["step"])
         self.index = tuple(order.get("index") or ())
+        self.ids: tuple[str, ...] = tuple(order.get("ids") or map(str, self.index))
         self.part: str = order.get("part") or "body"
         self.number: int = order.get("attempt") or 0
         self.tracer = Tracer(self.spec.sources)
@@ -184,7 +223,8 @@ class Attempt:
         self._commit(artifacts, unsaved, plans)
 
     def _phase(self, name: str) -> _Phase:
-        self.frames.send({"f": "phase", "phase": name})
+        if name != "loading":  # with that every attempt begins
+            self.frames.send({"f": "phase", "phase": name})
         return _Phase(self.seconds, name)
 
     def _guarded(self, action: Callable[[], Any], place: Place | None = None) -> Any:
@@ -252,9 +292,10 @@ class Attempt:
             self.item,
             tuple(self.spec.tags),
             tuple(self.order.get("failures") or ()),
+            self.ids,
         )
         scratch = self.order.get("scratch")
-        if scratch is not None:
+        if scratch is not None and _mentions_scratch(self.spec):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(scratch, 0o700)  # noqa: PTH102
         current.set_task(task, scratch)
@@ -266,7 +307,7 @@ class Attempt:
         captures = step.captures if self.part == "body" else self._plan_captures(step)
         scope.captures([*captures, *self.spec.setup_captures])
         scope.parameters()
-        modules.seed_generators(current.task_seed(self.spec.flow, step.name, self.index, self.part))
+        modules.seed_generators(current.task_seed(self.spec.flow, step.name, self.ids, self.part))
         execute.run_setup(self.spec, self.main)
         scope.inputs(self.order.get("inputs") or {}, self.name)
         scope.joins(self.order.get("joins") or {})
@@ -488,7 +529,7 @@ class Attempt:
             raise
         except BaseException as error:
             self._end_forked(error)
-            return {"error": self._plan_error(step, error)}
+            return {"error": self._plan_error(step, error), "key": step.plan_key}
         self._end_forked(None)
         return plan
 
@@ -507,13 +548,13 @@ class Attempt:
 
     def _plan(self, step: Step) -> dict[str, Json]:
         """Evaluate --when, then --foreach if that is true, in a copy of main, so that nothing it binds is left behind."""
-        modules.seed_generators(current.task_seed(self.spec.flow, step.name, self.index, "plan"))
+        modules.seed_generators(current.task_seed(self.spec.flow, step.name, self.ids, "plan"))
         namespace = dict(self.main)
         made = {given.name for given in step.plan_inputs if self.step.name in given.makers}
         for name in self._plan_captures(step):
             if step is not self.step and (name not in made or name not in self.main):
                 namespace[name] = self.scope.captured(name)
-        plan: dict[str, Json] = {}
+        plan: dict[str, Json] = {"key": step.plan_key}
         if step.options.when is not None:
             plan["when"] = execute.holds(step, self.spec, namespace)
             if not plan["when"]:
@@ -539,6 +580,7 @@ class Attempt:
             "caught": self.caught,
             "seconds": {name: round(seconds, 6) for name, seconds in self.seconds.items()},
             "peak_mb": peak_mb(),
+            "cpu_s": cpu_s(),
         }
         output.flush()
         data = json.dumps(commit, separators=(",", ":")).encode()
@@ -610,6 +652,12 @@ def lasting(error: Exception, main: dict[str, Any]) -> Exception:
     except Exception:
         pass  # the stand-in is for that
     return StepFailed(f"{type(error).__name__}: {message_of(error)}")
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    spent = os.times()
+    return round(time.process_time() + spent.children_user + spent.children_system, 3)
 
 
 def peak_mb() -> float:

@@ -27,11 +27,12 @@ class Task:
     item: Any = None  # of --foreach; None in a step without
     tags: tuple[str, ...] = ()
     failures: tuple[dict[str, Any], ...] = ()  # only in --always steps: {step, index, message} of what failed
+    ids: tuple[str, ...] = ()  # what the item of each place of `index` is
 
     @property
     def seed(self) -> int:
-        """63 bits that depend on flow, step and index alone: a retry, a later run and the serial reading draw the same numbers."""
-        return task_seed(self.flow, self.step, self.index)
+        """63 bits that depend on flow, step and items alone: a retry, a later run and the serial reading draw the same numbers."""
+        return task_seed(self.flow, self.step, self.ids)
 
     @property
     def retry_count(self) -> int:
@@ -49,16 +50,18 @@ class Task:
         return f"{self.flow}/{self.run}/{self.step}/{layout.task_key(self.index)}"
 
 
-_NAMES = (*(f.name for f in dataclasses.fields(Task)), "seed", "retry_count", "task", "idempotency_key")
+_NAMES = (*(f.name for f in dataclasses.fields(Task) if f.name != "ids"), "seed", "retry_count", "task", "idempotency_key")
 
 
-def task_seed(flow: str, step: str, index: tuple[int, ...], part: str = "body") -> int:
+def task_seed(flow: str, step: str, ids: tuple[str, ...], part: str = "body") -> int:
     """The seed of a task, or with `part` "plan" of the evaluation of a step's --foreach and --when.
 
-    >>> task_seed("demo", "train", (2,)) == task_seed("demo", "train", (2,)) != task_seed("demo", "train", (3,))
+    `ids` are those of its items, not their places: an item that moves keeps its numbers, and its result.
+
+    >>> task_seed("demo", "train", ("a",)) == task_seed("demo", "train", ("a",)) != task_seed("demo", "train", ("b",))
     True
     """
-    digest = hashlib.sha256(f"{flow}\n{step}\n{layout.task_key(index, part)}".encode()).digest()
+    digest = hashlib.sha256("\n".join([flow, step, part, *ids]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -310,13 +310,19 @@ def install(display: Display) -> None:
     backend = os.environ.get("MPLBACKEND", "")
     if not backend or "inline" in backend or "ipympl" in backend or "nbagg" in backend.lower() or backend == "widget":
         os.environ["MPLBACKEND"] = "Agg"  # a kernel sets one that draws into its own cells
-    modules.when_imported("IPython.core.display_functions", lambda module: _hook_ipython(module, display))
-    modules.when_imported("matplotlib.pyplot", lambda module: setattr(module, "show", lambda *args, **options: display.figures()))
+    # A fork server may import these before it knows of any task, and others take the functions from them: hence one level more.
+    global _now
+    _now = display
+    modules.when_imported("IPython.core.display_functions", _hook_ipython)
+    modules.when_imported("matplotlib.pyplot", lambda module: setattr(module, "show", lambda *args, **options: _now.figures()))
 
 
-def _hook_ipython(module: Any, display: Display) -> None:
+_now: Display  # of the task that runs in this process
+
+
+def _hook_ipython(module: Any) -> None:
     # The functions of this module do nothing useful without an IPython shell; those who import them come after.
-    module.display = display
-    module.update_display = display.update
-    module.publish_display_data = display.publish_raw
+    module.display = lambda *args, **options: _now(*args, **options)
+    module.update_display = lambda *args, **options: _now.update(*args, **options)
+    module.publish_display_data = lambda *args, **options: _now.publish_raw(*args, **options)
     module.clear_output = lambda wait=False: None

@@ -13,7 +13,7 @@ from typing import Any
 
 from flowbook.errors import ArtifactError
 from flowbook.spec.flow import Spec, Step, task_name
-from flowbook.store import codec, layout, results
+from flowbook.store import canon, codec, layout, results
 from flowbook.store.base import Store
 
 Json = Any
@@ -63,6 +63,7 @@ class Scope:
         self._visited: set[str] = set()
         self._decoding: set[str] = set()
         self._shared: dict[tuple[Any, ...], Any] = {}
+        self._module_keys: dict[str, str | None] = {}
 
     # ---- captures and parameters ----
 
@@ -109,10 +110,24 @@ class Scope:
     # ---- definitions on demand ----
 
     def key_of(self, qualname: str) -> str | None:
-        """The key of a definition that main holds, if it is the captured one."""
+        """The key of a definition that main holds, if it is the captured one; of all that it uses in turn, where that is known.
+
+        Of a local module ("module NAME") the key of its content.
+        """
+        if qualname.startswith("module "):
+            return self._module_key(qualname.removeprefix("module "))
         root = qualname.partition(".")[0]
-        known = root in self._captured and self._captured[root] is self.main.get(root)
-        return self.spec.captures[root].get("key") if known else None
+        if root not in self._captured or self._captured[root] is not self.main.get(root):
+            return None
+        captured = self.spec.captures[root]
+        key: str | None = captured.get("deep") or captured.get("key")
+        return key
+
+    def _module_key(self, root: str) -> str | None:
+        if root not in self._module_keys:
+            blobs = [f"{name} {info['blob']}" for name, info in sorted(self.spec.modules.items()) if name.partition(".")[0] == root]
+            self._module_keys[root] = canon.short_hash("\n".join(blobs)) if blobs else None
+        return self._module_keys[root]
 
     def resolve(self, qualname: str, key: str | None) -> Any:
         """A definition that main lacks; it is bound there, so that all instances have the one class. None if nobody has it."""

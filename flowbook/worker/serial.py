@@ -111,6 +111,7 @@ class _Reading:
         self.steps = {step.name: step for step in spec.steps}
         self.places: dict[Place, dict[str, tuple[int, Any]]] = {}  # name → (position of the step that bound it, value)
         self.fans: dict[tuple[str, Index], list[Any] | None] = {}  # foreach step, base index → its items; None: skipped
+        self.ids: dict[tuple[str, Index], list[str]] = {}  # the same → the id of each item
         self.done: dict[tuple[str, Index], _Done] = {}
         self.where = _locations(store, spec)
         self.found: dict[str, list[Json]] = {"equal": [], "different": [], "missing": []}
@@ -197,11 +198,15 @@ class _Reading:
             found = list(itertools.islice(execute.items_of(step, self.spec, self.main), results.ITEM_LIMIT + 1))
             if len(found) > results.ITEM_LIMIT:
                 raise execute.too_many(step)
+            self.ids[step.name, base] = results.item_ids(found, main=self.main, keys=self.scope.key_of)
             return found
         except Exception as error:
             raise Failed(
                 f"the --foreach or --when of {task_name(step.name, base)} ({step.label}): {type(error).__name__}: {message_of(error)}"
             ) from error
+
+    def _ids(self, step: Step, index: Index) -> tuple[str, ...]:
+        return tuple(self.ids[name, index[:level]][i] for level, (name, i) in enumerate(zip(step.scope, index, strict=False)))
 
     def _lacks(self, step: Step, inputs: Iterable[Input], index: Index) -> bool:
         """Whether something is required that only skipped or failed tasks would have made."""
@@ -270,7 +275,8 @@ class _Reading:
             for (name, where), done in (self.done.items() if step.options.always else ())
             if done.state == "failed"
         )
-        current.set_task(current.Task(spec.flow, spec.run, step.name, index, attempt, value, tuple(spec.tags), failures), scratch)
+        tags, ids = tuple(spec.tags), self._ids(step, index)
+        current.set_task(current.Task(spec.flow, spec.run, step.name, index, attempt, value, tags, failures, ids), scratch)
         current.give(scratch)
         visible = self._enter(step, index, "body")
         caught = None
@@ -306,7 +312,7 @@ class _Reading:
         """Fill main for a task, or for a plan; gives the names that earlier steps bound, as they are seen at this place."""
         self.main.clear()
         self.main.update(self.base)
-        modules.seed_generators(current.task_seed(self.spec.flow, step.name, index, part))
+        modules.seed_generators(current.task_seed(self.spec.flow, step.name, self._ids(step, index), part))
         execute.run_setup(self.spec, self.main)
         depth = len(index)
         visible: dict[str, tuple[int, Any]] = {}
@@ -325,7 +331,7 @@ class _Reading:
             if name in self.steps:
                 self.main[name] = self._joined(self.steps[name], index[: len(step.base)])
         if part == "plan":  # what comes after reseeds nothing: the flow evaluates right after the seed, too
-            modules.seed_generators(current.task_seed(self.spec.flow, step.name, index, part))
+            modules.seed_generators(current.task_seed(self.spec.flow, step.name, self._ids(step, index), part))
         return seen
 
     def _own_copies(self, step: Step, index: Index, seen: Mapping[str, Any]) -> None:

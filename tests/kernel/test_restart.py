@@ -84,3 +84,204 @@ def test_a_new_kernel_takes_up_the_run_of_a_killed_one(lab: Notebook, tmp_path: 
         cell = book.ok("print(top, factor, train[1].score)")
         assert cell.stdout.split() == ["30", "10", "20"] and cell.stderr == ""
         assert sorted(lines(tmp_path / "ran.txt")) == ["1", "2", "3"]
+
+
+def kill_engine(folder: Path) -> None:
+    for entry in (folder / "store/default/local/engines").glob("*.json"):
+        os.kill(json.loads(entry.read_text())["pid"], signal.SIGKILL)
+
+
+def test_the_new_kernel_goes_on_with_the_old_engine(lab: Notebook, tmp_path: Path) -> None:
+    start_and_kill(lab)
+    before = [p.name for p in (tmp_path / "store/default/local/engines").glob("*.json")]
+    with restarted(tmp_path) as book:
+        book.ok("%load_ext flowbook")
+        assert "running" in book.ok("%flow runs").stdout and "running" in book.ok("%flow status").text
+        (tmp_path / "go").touch()
+        book.ok("%flow wait")
+        for cell in FLOW:
+            book.ok(cell)
+        book.ok("%flow run --wait")
+
+        assert [p.name for p in (tmp_path / "store/default/local/engines").glob("*.json")] == before
+
+
+def test_a_run_whose_engine_was_killed_too_is_adopted(lab: Notebook, tmp_path: Path) -> None:
+    start_and_kill(lab)
+    kill_engine(tmp_path)
+    with restarted(tmp_path, allow_stdin=False) as book:
+        said = book.ok("%load_ext flowbook").stdout
+        assert "run 1 of book is open" in said and "its engine is gone" in said
+        assert "open (its engine is gone; `%flow attach 1` goes on with it)" in book.ok("%flow runs").stdout
+        assert "`%flow attach 1`" in book.ok("%flow status").text
+        assert book.value("flow[1].state") == "'lost'"
+
+        (tmp_path / "go").touch()
+        shown = book.ok("%flow attach")
+        assert "goes on with it" in shown.stderr and "succeeded" in shown.text
+        assert book.value("top, train[2].score, flow[1].state") == "(30, 30, 'succeeded')"
+        ran = lines(tmp_path / "ran.txt")
+        assert ran.count("1") == 1 and set(ran) == {"1", "2", "3"}
+
+
+def test_resume_goes_on_with_a_run_that_was_left_open(lab: Notebook, tmp_path: Path) -> None:
+    start_and_kill(lab)
+    kill_engine(tmp_path)
+    (tmp_path / "go").touch()
+    with restarted(tmp_path, allow_stdin=False) as book:
+        book.ok("%load_ext flowbook")
+        assert "goes on with it" in book.ok("%flow resume").stderr
+        assert book.value("top, flow[1].id") == "(30, '1')"
+        assert [p.name for p in (tmp_path / "store/default/flows/book").iterdir()] == ["1"]
+
+
+def test_an_engine_killed_under_a_living_kernel_is_replaced_by_attach(lab: Notebook, tmp_path: Path) -> None:
+    for cell in FLOW:
+        lab.ok(cell)
+    lab.ok("%flow run")
+    until(lambda: len(lines(tmp_path / "ran.txt")) >= 2)
+    kill_engine(tmp_path)
+    assert "%flow attach 1" in lab.fails("%flow wait")
+    (tmp_path / "go").touch()
+    lab.ok("%flow attach")
+
+    assert lab.value("top") == "30"
+
+
+def test_an_ended_run_comes_back_with_names_outputs_and_resume(book: Notebook, tmp_path: Path) -> None:
+    book.ok("%%flowparams\nn: int = 2")
+    book.ok("%%flowstep a\nprint('said by a')\nx = n * 10")
+    book.ok("%%flowstep b\nimport os\nassert os.path.exists('mended')\ny = x + 1")
+    book.fails("%flow run --n 3")
+    kill(book)
+    with restarted(tmp_path, allow_stdin=False) as new:
+        assert "run 1 of book failed just now: `%flow attach`" in new.ok("%load_ext flowbook").stdout
+        assert "said by a" in new.ok("%flow logs a").stdout and "x" in new.ok("%flow artifacts 1").text
+        shown = new.ok("%flow attach 1")
+        assert "said by a" in shown.text and "failed" in shown.text
+        assert new.value("x, n, flow[1].params") == "(30, 3, {'n': 3})"
+        assert "AssertionError" in new.fails("y")
+        new.ok("%%flowparams\nn: int = 2")
+        assert new.value("n") == "2"
+        new.ok("%%flowstep a\nprint('said by a')\nx = n * 10")
+        new.ok("%%flowstep b\nimport os\nassert os.path.exists('mended')\ny = x + 1")
+        (tmp_path / "mended").touch()
+        assert "from run 1" in new.ok("%flow resume 1").text
+        assert new.value("x, y") == "(30, 31)"
+
+
+def test_a_cell_that_was_changed_after_the_restart_is_stale(book: Notebook, tmp_path: Path) -> None:
+    book.ok("%%flowstep a\nx = 1  # one")
+    book.ok("%flow run")
+    kill(book)
+    with restarted(tmp_path) as new:
+        new.ok("%load_ext flowbook")
+        new.ok("%flow attach")
+        new.ok("%%flowstep a\nx = 1  # another comment")
+        assert new.ok("print(x)").stderr == ""
+        new.ok("%flow attach")
+        new.ok("%%flowstep a\nx = 2")
+        assert "stale" in new.ok("print(x)").stderr
+
+
+def test_at_gives_the_names_of_an_earlier_run(book: Notebook) -> None:
+    book.ok("%%flowparams\nn: int = 1")
+    book.ok("%%flowstep a\nx = n")
+    book.ok('%%flowstep each --foreach "i in range(2)"\ny = x + i')
+    book.ok("%flow run --n 1\n%flow run a --n 2\n%flow run --n 3")
+    assert book.value("x") == "3"
+    assert "names of run 1 (succeeded): a, each, x" in book.ok("%flow at 1").stdout
+    assert book.value("x, each[1].y, n") == "(1, 2, 1)"
+    book.ok("flow.at(2)")
+    assert "is not in run 2" in book.fails("each[0]") and book.value("x") == "2"
+    assert "names of run 3" in book.ok("%flow at").stdout
+    assert book.value("x, each[0].y") == "(3, 3)"
+    book.ok("%flow at 1\n%flow run --n 4")
+    assert book.value("x, each[0].y") == "(4, 4)"
+
+
+def test_wrong_runs_are_answered_with_those_there_are(book: Notebook) -> None:
+    for command in ("attach", "at", "status", "wait", "artifacts", "resume", "logs --run", "stop --run"):
+        assert "nothing was run yet" in book.fails(f"%flow {command.split()[0]}")
+    book.ok("%%flowstep a\nx = 1")
+    book.ok("%flow run")
+    for command in ("attach", "at", "status", "wait", "artifacts", "resume", "logs --run", "stop --run"):
+        said = book.fails(f"%flow {command} 99")
+        assert "no run 99 of book" in said and "Runs of book: 1." in said
+    assert "no run" in book.fails("%flow attach ../1") and "nothing was run" in book.fails("%flow attach --flow other")
+    assert "no run nine" in book.fails("flow['nine']")
+
+
+def test_a_damaged_run_is_named_and_does_not_hinder_the_others(book: Notebook, tmp_path: Path) -> None:
+    book.ok("%%flowstep a\nx = 1")
+    book.ok("%flow run\n%flow run")
+    path = tmp_path / "store/default/flows/book/2/run.json"
+    path.chmod(0o600)
+    path.write_text("{")
+    kill(book)
+    with restarted(tmp_path) as new:
+        assert new.ok("%load_ext flowbook").text == ""
+        assert "damaged" in new.fails("%flow attach 2")
+        new.ok("%flow attach 1")
+        assert new.value("x") == "1"
+
+
+def test_a_run_of_another_kernel_is_followed_and_stopped(lab: Notebook, tmp_path: Path) -> None:
+    """The other kernel has another notebook, and so another engine, but runs the same flow."""
+    lab.ok("%flow defaults")
+    for cell in FLOW:
+        lab.ok(cell)
+    lab.ok("%flow run")
+    until(lambda: len(lines(tmp_path / "ran.txt")) >= 2)
+    other = Notebook(tmp_path, allow_stdin=True, kernel_env={"FLOWBOOK_NOTEBOOK": str(tmp_path / "other.ipynb")})
+    try:
+        assert other.ok("%load_ext flowbook").text == ""
+        other.ok("%flow attach --flow book")
+        assert other.value("train[0].score") == "10"
+        assert "asked to stop" in other.ok("%flow stop --flow book").stdout
+        assert "stopped" in other.fails("%flow wait --flow book")
+    finally:
+        other.close()
+    assert "stopped" in lab.fails("%flow wait")
+
+
+def test_a_connection_that_breaks_is_made_anew(lab: Notebook, tmp_path: Path) -> None:
+    for cell in FLOW:
+        lab.ok(cell)
+    lab.ok("%flow run")
+    until(lambda: len(lines(tmp_path / "ran.txt")) >= 2)
+    lab.ok(
+        "import socket\nfrom flowbook.kernel.session import current_session\n"
+        "current_session().engine._own.socket.shutdown(socket.SHUT_RDWR)"
+    )
+    (tmp_path / "go").touch()
+    lab.ok("%flow wait")
+
+    assert lab.value("top, flow[1].state") == "(30, 'succeeded')"
+
+
+def test_a_process_forked_from_the_kernel_leaves_the_connection_alone(book: Notebook) -> None:
+    book.ok("%%flowstep a\nx = 1")
+    book.ok("%flow run")
+    book.ok(
+        "import multiprocessing\n"
+        "def work(pipe):\n"
+        "    try:\n        flow.run()\n"
+        "    except BaseException as error:\n        pipe.send(str(error))\n"
+        "ours, theirs = multiprocessing.Pipe()\n"
+        "child = multiprocessing.get_context('fork').Process(target=work, args=(theirs,))\n"
+        "child.start()\nsaid = ours.recv()\nchild.join()"
+    )
+    assert "forked from the notebook's kernel" in book.value("said")
+    book.ok("%flow run")
+
+    assert book.value("x, flow[2].state") == "(1, 'succeeded')"
+
+
+def test_a_failure_of_a_cell_that_waits_is_shown_once(lab: Notebook) -> None:
+    lab.ok("%%flowstep a\n1 / 0")
+    cell = lab.run("%flow run --wait")
+    pages = " ".join(d.get("text/html", "") for d in cell.displays.values())
+    assert cell.error is not None and "ZeroDivisionError" in cell.error and "ZeroDivisionError" not in pages
+
+    assert "ZeroDivisionError" in "".join(d.get("text/html", "") for d in lab.ok("%flow status").displays.values())
