@@ -51,6 +51,7 @@ class Settings:
     gpus: int | None = None
     autorun: bool = False
     durable: bool = False
+    keep_runs: int = 20
     secrets: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
@@ -108,6 +109,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("gpus", _whole(0), "GPUs that local tasks may use; default: all that are found"),
     Setting("autorun", _boolean, "run a step as soon as its cell is executed"),
     Setting("durable", _boolean, "make each result survive a power cut (fsync), at the price of speed"),
+    Setting("keep_runs", _whole(0), "runs of each flow that are kept, the last ones; 0: all"),
     Setting("secrets", _names, "names of variables that must never travel with a run"),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}

@@ -38,17 +38,13 @@ from flowbook.errors import StoreError, StoreMissing, StoreTooNew
 from flowbook.spec.flow import Resources, Spec, Step, from_json
 from flowbook.store import layout
 from flowbook.store.base import Store
-try:
-    from flowbook.store.canon import entry_key
-except ImportError:
-    def entry_key(entry):
-        return entry.get("key") or hashlib.sha256(json.dumps([entry.get(k) for k in ("kind", "json", "inline", "blob", "module")]).encode()).hexdigest()[:22]
+from flowbook.store.canon import entry_key
 
 T = TypeVar("T")
 
-ROOM = 16  # launches asked of `decide` at once; more are asked for while they fit
+ROOM = 4  # launches asked of `decide` at once; more are asked for while they fit
 REUSE_ROOM = 256
-SLOW_S = 0.02  # a store call that takes longer is a matter for threads
+SLOW_S, MOST_SLOW = 0.02, 3  # after so many store calls that took longer, they are a matter for threads
 MOST_LOSSES = 5  # of one task; then flowbook's own troubles are the task's failure
 REQUESTS_S = 1.0  # between two looks for request objects
 PATIENCE_S = 600.0  # how long a store that refuses is tried again before the run is given up
@@ -224,7 +220,7 @@ class Run:
         self._given_up = self._over_here = False
         self._folder: Path | None = None
         self._adopt = adopt
-        self._in_loop = True  # store calls so far were quick enough for it
+        self._slow_calls = 0  # of the store
         self._cache = machine.caches.setdefault(flow, Cache(store, flow))
         self._from_origin: dict[str, cache.Place] = {}
         self._before: dict[str, cache.Before] = {}
@@ -695,16 +691,16 @@ class Run:
 
     async def _call(self, act: Callable[..., T], *args: Any) -> T:
         """In the loop as long as the store answers at once, as a local disk does: a thread costs more than the call. Else in a thread."""
-        if not self._in_loop:
+        if self._slow_calls > MOST_SLOW:
             return await asyncio.to_thread(act, *args)
         started = time.perf_counter()
         try:
             return act(*args)
         except StoreError:
-            self._in_loop = False
+            self._slow_calls = MOST_SLOW + 1
             raise
         finally:
-            self._in_loop = self._in_loop and time.perf_counter() - started < SLOW_S
+            self._slow_calls += time.perf_counter() - started > SLOW_S
 
     def _load(self) -> Spec:
         data = json.loads(self.store.get(layout.spec(self.flow, self.run)))

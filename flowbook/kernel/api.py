@@ -39,7 +39,7 @@ class RunHandle:
 
     @property
     def state(self) -> str:
-        """running, succeeded, failed, stopped, or lost (the engine process ended)."""
+        """running, succeeded, failed, stopped, or lost (open, but its engine is gone: `%flow attach` goes on with it)."""
         return self._run.view.ended or "running"
 
     @property

@@ -7,7 +7,7 @@ turn; classes keep their identity by qualified name, so an instance stays an ins
 from __future__ import annotations
 
 import ast
-import hashlib
+import dis
 import importlib.util
 import inspect
 import linecache
@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import CaptureError, NotPicklable
-from flowbook.spec.body import ast_key
-from flowbook.store import codec
+from flowbook.store import canon, codec
 from flowbook.store.base import Store
 
 LARGE_BYTES = 100_000_000
@@ -37,7 +36,7 @@ SECRET_VALUE = re.compile(
 
 @dataclass
 class Captured:
-    """name → {entry, kind, origin, size, key, needs}; local modules; sources for tracebacks; what to say to the user."""
+    """name → {entry, kind, origin, size, key, needs, modules}; local modules; sources for tracebacks; what to say to the user."""
 
     names: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, Any] = field(default_factory=dict)
@@ -56,20 +55,6 @@ def looks_secret(name: str, value: Any) -> bool:
     if isinstance(value, (list, tuple)) and len(value) <= 100:
         return any(isinstance(item, str) and bool(SECRET_VALUE.search(item)) for item in value)
     return False
-
-
-def source_key(value: Any) -> str | None:
-    """A key of a function's or class's code which formatting and comments do not change; None where no source is known."""
-    try:
-        import textwrap
-
-        return ast_key(textwrap.dedent(inspect.getsource(value)))
-    except (OSError, TypeError, SyntaxError, IndentationError):
-        pass
-    if isinstance(value, type):  # inspect cannot find a class of a notebook cell; its methods lead to the cell
-        parts = [source_key(m) or "" for m in vars(value).values() if isinstance(m, types.FunctionType)]
-        return hashlib.sha256("".join([value.__qualname__, *parts]).encode()).hexdigest() if any(parts) else None
-    return None
 
 
 def capture(
@@ -96,10 +81,6 @@ def capture(
     roots: set[str] = set()
     queue = sorted(wanted)
 
-    def main_key(qualname: str) -> str | None:
-        value = namespace.get(qualname.partition(".")[0])
-        return source_key(value) if isinstance(value, (type, types.FunctionType)) else None
-
     while queue:
         name = queue.pop()
         if name in result.names or (name not in namespace and name not in mine) or skip(name):
@@ -112,8 +93,9 @@ def capture(
                 "kind": "module",
                 "origin": getattr(value, "__version__", "") if isinstance(getattr(value, "__version__", ""), str) else "",
                 "size": 0,
-                "key": f"module {value.__name__} {getattr(value, '__version__', '')}",
+                "key": canon.short_hash(value.__name__),
                 "needs": [],
+                "modules": [value.__name__.partition(".")[0]],
             }
             continue
         if name in declared or looks_secret(name, value):
@@ -122,22 +104,29 @@ def capture(
                 f"    Read it inside the step: os.environ[...], with `--env NAME` to take NAME from this kernel's environment."
             )
         try:
-            encoded = codec.encode(value, name=name, main=namespace, root=True, keys=main_key, store=store)
+            encoded = codec.encode(value, name=name, main=namespace, root=True, store=store)
         except NotPicklable as error:
             raise CaptureError(
                 f"`{name}`, read by {readers(name)} and set in {origin(name)}, cannot go along with the run: {error}\n"
                 f"    Make it inside the step, or in a %%flowsetup cell, which runs in every pod."
             ) from None
         entry = codec.finish(store, encoded, value)
+        key = entry.get("key")
+        if key is None and not canon.by_address(value) and encoded.nbytes <= codec.KEYED_BYTES:
+            # What it uses by name is captured as well, and has a key of its own.
+            key = canon.content_key(value, main=namespace, keys=lambda _: "", code=True)
+        key = key or canon.entry_key(entry)
         kind = "class" if isinstance(value, type) else "function" if _is_function(value) else "data"
         needs = sorted({ref.partition(".")[0] for ref in encoded.refs} | set(encoded.globals))
         needs = [need for need in needs if need != name]
-        roots |= set(encoded.modules)
+        imported = {root for function in _code_of(value) for root in _imported_by(function.__code__)} if kind != "data" else set()
+        modules = sorted(imported | encoded.modules)
+        roots |= set(modules)
         size = entry.get("size", 0)
         if size > LARGE_BYTES:
             result.warnings.append(f"`{name}` is captured with {size / 1e6:,.0f} MB; a step that makes it would send it once")
-        key = (source_key(value) if kind != "data" else None) or _content_key(entry)
         result.names[name] = {"entry": entry, "kind": kind, "origin": origin(name), "size": size, "key": key, "needs": needs}
+        result.names[name]["modules"] = modules
         if kind != "data":
             for function in _code_of(value):
                 _add_source(result.sources, function, label)
@@ -152,7 +141,7 @@ def add_modules(captured: Captured, roots: Iterable[str], store: Store) -> None:
 
 
 def local_modules(roots: Iterable[str], store: Store, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Dotted name → {file, blob, package} of every `.py` file of the local packages in `roots` and of those they import.
+    """Dotted name → {file, blob, package, imports} of every `.py` file of the local packages in `roots` and of those they import.
 
     Local means: a source file outside the standard library and site-packages. They go by content, as they are on disk now, so a
     pod never sees an older or a later state.
@@ -177,8 +166,9 @@ def local_modules(roots: Iterable[str], store: Store, known: Mapping[str, Any] |
             if not all(part.isidentifier() for part in dotted.split(".")):
                 continue
             data = path.read_bytes()
-            found[dotted] = {"file": str(path), "blob": store.put_blob([data]), "package": is_package}
-            queue.extend(_imported_roots(data))
+            imported = _imported_roots(data)
+            found[dotted] = {"file": str(path), "blob": store.put_blob([data]), "package": is_package, "imports": sorted(imported)}
+            queue.extend(imported)
     return found
 
 
@@ -268,7 +258,14 @@ def _imported_roots(source: bytes) -> set[str]:
 
 
 def _is_function(value: Any) -> bool:
-    return isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__")
+    return isinstance(value, (types.FunctionType, types.BuiltinFunctionType)) or hasattr(value, "__wrapped__")
+
+
+def _imported_by(code: types.CodeType) -> set[str]:
+    """Root names of the modules that a function imports itself, when it is called."""
+    found = {str(step.argval).partition(".")[0] for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME"}
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return found.union(*map(_imported_by, inner)) - {""}
 
 
 def _code_of(value: Any) -> list[types.FunctionType]:
@@ -282,8 +279,3 @@ def _add_source(sources: dict[str, Any], function: types.FunctionType, label: Ca
     filename = function.__code__.co_filename
     if filename not in sources and (cell := label(filename)) is not None:
         sources[filename] = {"label": cell, "source": "".join(linecache.getlines(filename))}
-
-
-def _content_key(entry: Mapping[str, Any]) -> str:
-    content = {key: entry.get(key) for key in ("kind", "json", "inline", "blob")}
-    return hashlib.sha256(repr(sorted(content.items(), key=str)).encode()).hexdigest()

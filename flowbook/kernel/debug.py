@@ -50,7 +50,7 @@ def debug(session: Session, run: Run, step: str | None = None, index: tuple[int,
             here.execute()
     finally:
         session.names.lend(before)
-    made = sorted(name for name in execute.bound_names(here.code) if name in space and not name.startswith("_"))
+    made = sorted(name for name in here.code.binds if name in space and not name.startswith("_"))
     print(f"{here.name} ran through" + (f"; it bound {', '.join(made)}" if made else ""))
 
 
@@ -265,7 +265,8 @@ def run_cell(code: execute.Code, namespace: dict[str, Any], show: Any) -> None:
         inner = error.__traceback__
         while inner is not None and inner.tb_frame.f_code not in parts:
             inner = inner.tb_next
-        raise error.with_traceback(inner) if inner is not None else error
+        error.__traceback__ = inner or error.__traceback__
+        raise
 
 
 def _run_in_thread(code: execute.Code, namespace: dict[str, Any], show: Any) -> None:

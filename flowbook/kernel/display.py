@@ -6,6 +6,7 @@ All text from a run is escaped, HTML from a run is sanitised. The run panel will
 
 from __future__ import annotations
 
+import heapq
 import html
 import re
 import threading
@@ -17,20 +18,25 @@ from flowbook.errors import StepFailed
 from flowbook.spec.flow import task_name
 
 if TYPE_CHECKING:
+    from flowbook.kernel.engine import RunView
     from flowbook.kernel.session import Run, Session
+    from flowbook.kernel.tally import StepTally
 
 MIN_INTERVAL_S = 0.2
+MOST_PAINTING = 20  # a painting that took 30 ms is followed by a pause of 20 times that
 MAX_OUTPUT_CHARS = 20_000  # of one task's text
 MAX_SHOWN_TASKS = 20  # of one step's outputs
 MAX_IMAGE_CHARS = 4_000_000  # of all images of a run, base64
+LEAST_CPU_S = 0.05  # less is not worth a word
 DONE = ("succeeded", "failed", "skipped", "stopped")
 MARK = {"succeeded": "✓", "failed": "✗", "skipped": "–", "stopped": "■", "running": "▶", "waiting": "·"}
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 
 STYLE = """<style>
-.flowbook{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:900px}
+.flowbook{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:900px;container-type:inline-size}
 .flowbook .fb-head{margin:0 0 4px;font-weight:600}.flowbook .fb-head small,.flowbook .fb-dim{color:var(--jp-ui-font-color2,#666);font-weight:400}
-.flowbook .fb-rows{display:grid;grid-template-columns:repeat(3,max-content) minmax(40px,1fr) repeat(2,max-content);gap:1px 12px;align-items:center;font-variant-numeric:tabular-nums;overflow-x:auto}
+.flowbook .fb-rows{display:grid;grid-template-columns:repeat(3,max-content) minmax(40px,1fr) max-content minmax(0,max-content);gap:1px 12px;align-items:center;font-variant-numeric:tabular-nums;overflow-x:auto}
+.flowbook .fb-note{overflow-wrap:anywhere}@container (max-width:700px){.flowbook .fb-rows{grid-template-columns:repeat(3,max-content) minmax(40px,1fr) max-content}.flowbook .fb-note{grid-column:1/-1;padding-left:18px;font-size:12px}.flowbook .fb-note:empty{display:none}}
 .flowbook .fb-bar{display:flex;height:8px;border-radius:2px;overflow:hidden;background:var(--jp-layout-color3,#ddd)}
 .flowbook .fb-bar i{display:block;height:100%}.flowbook .fb-succeeded{background:var(--jp-success-color1,#388e3c)}.flowbook .fb-failed{background:var(--jp-error-color1,#d32f2f)}
 .flowbook .fb-running{background:var(--jp-info-color1,#0097a7)}.flowbook .fb-skipped,.flowbook .fb-stopped{background:var(--jp-border-color1,#999)}
@@ -60,39 +66,79 @@ def clean_text(text: str) -> str:
     return "\n".join(lines)
 
 
+def ago_text(seconds: float) -> str:
+    """How long ago, in the words of a status.
+
+    >>> ago_text(20), ago_text(200), ago_text(11_000), ago_text(300_000)
+    ('just now', '3 min ago', '3 h ago', '3 days ago')
+    """
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min ago"
+    return f"{seconds / 3600:.0f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days ago"
+
+
+def memory_text(mb: float) -> str:
+    """MB of 10**6 bytes as people read them.
+
+    >>> memory_text(48.3), memory_text(1234)
+    ('48 MB', '1.2 GB')
+    """
+    return f"{mb:.0f} MB" if mb < 1000 else f"{mb / 1000:.1f} GB"
+
+
 def rows(run: Run, now: float) -> list[dict[str, Any]]:
-    """One row a step: name, counts by state, total, seconds, note. What both drawings are made of."""
+    """One row a step: name, counts by state, total, seconds, notes. What both drawings are made of; costs what there are steps."""
     view, found = run.view, []
-    spans: dict[str, tuple[float, float | None]] = {}
-    retries: dict[str, int] = {}
-    taken: dict[str, int] = {}
-    for task, state in view.state.tasks.items():
-        if state.origin is not None:
-            taken[task.step] = taken.get(task.step, 0) + 1
-        if state.launched_at is None:
-            continue
-        begun, ended = spans.get(task.step, (state.launched_at, state.launched_at))
-        end = None if ended is None or state.ended_at is None else max(ended, state.ended_at)
-        spans[task.step] = (min(begun, state.launched_at), end)
-        if state.attempt:
-            retries[task.step] = max(retries.get(task.step, 0), state.attempt)
     for step in run.spec.steps:
+        tally = view.tally.of(step.name)
         counts = dict(view.state.counts(step.name))
         running = sum(counts.get(s, 0) for s in ("launched", "running"))
         total = sum(counts.values())
         seconds = None
-        if step.name in spans:
-            begun, ended = spans[step.name]
-            seconds = (ended if ended is not None else now) - begun
-        notes = []
-        if step.name in taken:
-            notes.append(f"{taken[step.name]} from run {run.spec.origin}")
-        if step.name in retries:
-            notes.append(f"attempt {retries[step.name] + 1}")
-        if counts.get("backoff"):
-            notes.append(f"{counts['backoff']} waiting to try again")
-        found.append({"step": step, "counts": counts, "running": running, "total": total, "seconds": seconds, "note": ", ".join(notes)})
+        if tally.begun is not None:
+            ended = tally.ended if not running and tally.ended is not None else now
+            seconds = ended - tally.begun
+        notes = [_cached_note(tally, counts, bool(step.scope), view.ended_at or now), _ran_note(tally)]
+        notes.append(f"attempt {tally.attempt + 1}" if tally.attempt else "")
+        notes.append(f"{counts['backoff']} waiting to try again" if counts.get("backoff") else "")
+        notes.append(f"peak {memory_text(tally.peak_mb)}" if tally.peak_mb else "")
+        notes.append(f"cpu {seconds_text(tally.cpu_s)}" if tally.cpu_s and tally.cpu_s >= LEAST_CPU_S else "")
+        found.append(
+            {
+                "step": step,
+                "counts": counts,
+                "running": running,
+                "total": total,
+                "seconds": seconds,
+                "note": " · ".join(filter(None, notes)),
+            }
+        )
     return found
+
+
+def _cached_note(tally: StepTally, counts: dict[str, int], fan_out: bool, now: float) -> str:
+    """``cached, 3 h ago, from run 12``; of a fan-out ``17 of 20 cached, …``."""
+    if not tally.cached:
+        return ""
+    runs = sorted(tally.origins, key=lambda run: -tally.origins[run])
+    origin = f"run {runs[0]}" if len(runs) == 1 else f"runs {runs[0]} and {runs[1]}" if len(runs) == 2 else f"{len(runs)} runs"
+    ages = [ago_text(now - at) for at in (tally.newest, tally.oldest) if at is not None]
+    if len(ages) == 2 and ages[0] != ages[1]:
+        ages = [f"{ages[0].removesuffix(' ago')} to {ages[1]}" if ages[0] != "just now" else f"up to {ages[1]}"]
+    return ", ".join([f"{tally.cached} of {sum(counts.values())} cached" if fan_out else "cached", *ages[:1], f"from {origin}"])
+
+
+def _ran_note(tally: StepTally) -> str:
+    """``ran: code changed since run 12``; what tasks of a fan-out say alike is said once."""
+    if not tally.reasons:
+        return ""
+    reasons = sorted(tally.reasons, key=lambda why: -tally.reasons[why])
+    if len(reasons) == 1:
+        return f"ran: {reasons[0]}" if tally.reasons[reasons[0]] == tally.launched else f"{tally.reasons[reasons[0]]} ran: {reasons[0]}"
+    more = f", and {len(reasons) - 2} other reasons" if len(reasons) > 2 else ""
+    return "; ".join(f"{tally.reasons[why]} ran: {why}" for why in reasons[:2]) + more
 
 
 def row_state(row: dict[str, Any], ended: str | None) -> str:
@@ -149,11 +195,11 @@ def status_html(run: Run, now: float | None = None) -> str:
         cells.append(
             f"<span>{MARK.get(state, '·')} {html.escape(row['step'].name)}</span><span>{state}{failed}</span><span>{tasks}</span>"
             f'<span class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</span><span>{took}</span>'
-            f'<span class="fb-dim">{html.escape(row["note"])}</span>'
+            f'<span class="fb-dim fb-note">{html.escape(row["note"])}</span>'
         )
     below = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
     error = ""
-    if any(s.state == "failed" for s in run.view.state.tasks.values()):
+    if any(run.view.state.counts(step.name).get("failed") for step in run.spec.steps):
         first = failure(run)
         text = "\n".join(p for p in (clean_text(first.traceback), f"StepFailed: {first.message}", first.advice) if p)
         error = f'<pre class="fb-error">{html.escape(text)}</pre>'
@@ -164,51 +210,57 @@ def status_html(run: Run, now: float | None = None) -> str:
 
 
 def all_warnings(run: Run) -> list[str]:
-    found = []
-    for task, state in run.view.state.tasks.items():
-        found += [f"{task_name(task.step, task.index)}: {w}" for w in state.warnings]
-        if len(found) > 10:
-            return [*found[:10], "…"]
-    return found
+    tally = run.view.tally
+    return [*tally.warnings, *(["…"] if tally.more_warnings else [])]
 
 
 # ---- outputs of steps -------------------------------------------------------------------------------------------------
 
 
 def outputs(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """(task, pieces) in the order of the notebook; a piece is ("text", str) or ("display", bundle)."""
+    """(task, pieces) in the order of the notebook; a piece is ("text", str) or ("display", bundle).
+
+    Of each step the first MAX_SHOWN_TASKS tasks that showed anything; a last one without pieces, named like the step, stands for more.
+    """
     view, found = run.view, []
-    order = {s.name: i for i, s in enumerate(run.spec.steps)}
-    keys = sorted({*view.output, *view.displays}, key=lambda k: (order.get(k[0], 0), k[1], k[2]))
-    for key in keys:
-        step, index, part = key
-        if part != "body":
-            continue
-        text, size = view.output.get(key, ("", 0))
-        pieces: list[tuple[str, Any]] = []
-        offset = size - len(text.encode("utf-8", "replace"))  # what was printed before the part that we have
-        raw, at = text.encode("utf-8", "replace"), 0
-        for frame in view.displays.get(key, ()):
-            cut = min(max(frame.get("at", 0) - offset, at), len(raw))
-            if cut > at:
-                pieces.append(("text", raw[at:cut].decode("utf-8", "replace")))
-            at = cut
-            pieces.append(("display", frame.get("data") or {}))
-        if at < len(raw):
-            pieces.append(("text", raw[at:].decode("utf-8", "replace")))
-        if offset > 0:
-            pieces.insert(0, ("text", f"… {offset:,} bytes before this: %flow logs {task_name(step, index)}\n"))
-        pieces = [(kind, clean_text(p) if kind == "text" else p) for kind, p in pieces]
-        pieces = [p for p in pieces if p[0] != "text" or p[1].strip()]
-        if pieces:
-            found.append((task_name(step, index), pieces))
+    shown: dict[str, list[tuple[int, ...]]] = {}
+    for step, index, part in {**view.output, **view.displays}:
+        if part == "body":
+            shown.setdefault(step, []).append(index)
+    for name in (step.name for step in run.spec.steps if step.name in shown):
+        for index in heapq.nsmallest(MAX_SHOWN_TASKS, shown[name]):
+            pieces = _pieces(view, (name, index, "body"))
+            if pieces:
+                found.append((task_name(name, index), pieces))
+        if len(shown[name]) > MAX_SHOWN_TASKS:
+            found.append((name, []))
     return found
+
+
+def _pieces(view: RunView, key: tuple[str, tuple[int, ...], str]) -> list[tuple[str, Any]]:
+    """What one task printed and showed, in its order."""
+    text, size = view.output.get(key, ("", 0))
+    pieces: list[tuple[str, Any]] = []
+    offset = size - len(text.encode("utf-8", "replace"))  # what was printed before the part that we have
+    raw, at = text.encode("utf-8", "replace"), 0
+    for frame in view.displays.get(key, ()):
+        cut = min(max(frame.get("at", 0) - offset, at), len(raw))
+        if cut > at:
+            pieces.append(("text", raw[at:cut].decode("utf-8", "replace")))
+        at = cut
+        pieces.append(("display", frame.get("data") or {}))
+    if at < len(raw):
+        pieces.append(("text", raw[at:].decode("utf-8", "replace")))
+    if offset > 0:
+        pieces.insert(0, ("text", f"… {offset:,} bytes before this: %flow logs {task_name(*key[:2])}\n"))
+    pieces = [(kind, clean_text(p) if kind == "text" else p) for kind, p in pieces]
+    return [p for p in pieces if p[0] != "text" or p[1].strip()]
 
 
 def outputs_text(run: Run) -> str:
     lines = []
     for name, pieces in outputs(run):
-        lines.append(f"── {name}")
+        lines.append(f"── {name}" if pieces else f"── more tasks of {name}: %flow logs {name}")
         for kind, piece in pieces:
             lines.append(_short(piece if kind == "text" else _plain(piece)).rstrip("\n"))
     return "\n".join(lines)
@@ -222,12 +274,11 @@ def outputs_html(run: Run) -> str:
     shown: dict[str, int] = {}
     blocks = []
     for name, pieces in found:
+        if not pieces:
+            blocks.append(f'<div class="fb-dim">… more tasks of {html.escape(name)}: %flow logs {html.escape(name)}</div>')
+            continue
         step = name.partition("[")[0]
         shown[step] = shown.get(step, 0) + 1
-        if shown[step] > MAX_SHOWN_TASKS:
-            if shown[step] == MAX_SHOWN_TASKS + 1:
-                blocks.append(f'<div class="fb-dim">… more tasks of {html.escape(step)}: %flow logs {html.escape(step)}</div>')
-            continue
         inner = "".join(_piece_html(kind, piece, budget) for kind, piece in pieces)
         opened = " open" if "[" not in name or shown[step] <= 3 else ""
         blocks.append(f"<details{opened}><summary>{html.escape(name)}</summary>{inner}</details>")
@@ -375,6 +426,7 @@ class Painter:
         self._status_id, self._outputs_id = uuid.uuid4().hex, uuid.uuid4().hex
         self._painted: tuple[int, bool] = (-1, False)
         self._last_outputs = ""
+        self._pause_s = MIN_INTERVAL_S
         self._lock = threading.Lock()
 
     @property
@@ -396,7 +448,7 @@ class Painter:
             self.paint()
             if ended:
                 return
-            time.sleep(MIN_INTERVAL_S)  # the pace of painting, not a wait for anything
+            time.sleep(self._pause_s)  # the pace of painting, not a wait for anything
 
     def paint(self) -> None:
         """Paint what is new; also called by a cell that waited, so that the last state is there when the cell ends."""
@@ -408,8 +460,11 @@ class Painter:
                 if ended_before and version == self._painted:
                     return
                 self._painted = version
+                begun = time.perf_counter()
                 page, text = status_html(self._run), status_text(self._run)
                 below, below_text = outputs_html(self._run), outputs_text(self._run)
+                # However much there is to paint, nearly all of the time is left to the cells of the notebook.
+                self._pause_s = max(MIN_INTERVAL_S, MOST_PAINTING * (time.perf_counter() - begun))
             if not self.rich:
                 if version[1] and not ended_before:
                     print("\n".join(p for p in (text, below_text) if p))

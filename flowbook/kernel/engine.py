@@ -25,6 +25,7 @@ from flowbook._version import __version__
 from flowbook.engine import registry
 from flowbook.engine.state import RunState
 from flowbook.errors import EngineError, StoreError
+from flowbook.kernel.tally import Tally
 from flowbook.spec.flow import Spec
 from flowbook.store.base import Store
 
@@ -40,6 +41,7 @@ class RunView:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.state = RunState(spec)
+        self.tally = Tally()
         self.version = 0  # grows with every change, so that painters know when to paint
         self.output: dict[Key, tuple[str, int]] = {}  # last text printed, and how many bytes there are in all
         self.displays: dict[Key, list[dict[str, Any]]] = {}
@@ -62,6 +64,7 @@ class RunView:
             return
         self._applied += 1
         self.state.apply(event)
+        self.tally.apply(event)
         if event["e"] == "run_started":
             self.started_at = event["at"]
         elif event["e"] == "run_ended":

@@ -24,7 +24,6 @@ from traitlets import Bool
 from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.kernel.api import RunHandle
 from flowbook.kernel.api import flow as flow_object
-from flowbook.kernel.debug import debug
 from flowbook.kernel.display import Painter, clean_text, headline, status_html, status_text
 from flowbook.kernel.names import Scan, human_size, interruptible
 from flowbook.kernel.runs import LISTED
@@ -216,6 +215,8 @@ def _debug(session: Session, line: str) -> None:
     parser.add_argument("--flow")
     given = parser.parse(line)
     step, index = parse_task(given.task, "debug") if given.task else (None, None)
+    from flowbook.kernel.debug import debug  # the worker's code, which nothing else here needs
+
     debug(session, session.runs.find(given.run, given.flow), step, index)
 
 

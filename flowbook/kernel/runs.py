@@ -147,6 +147,8 @@ class Runs:
         """Take up a run: its names become those of the notebook. One that was left open goes on. Also gives what to tell the user."""
         defined = self._session.flow(flow)
         run = self.find(run_id if run_id is not None else self.newest_open(defined.name), defined.name)
+        if run.view.ended is not None and self.end_of(defined.name, run.id) is None:
+            run.view = self._view(run.spec)  # its engine gave it up, or another one has taken it up meanwhile
         notes = [self._adopt(run)] if run.view.ended == "lost" else []
         if run.view.ended is not None:
             self._recall(run)

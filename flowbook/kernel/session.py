@@ -1,4 +1,4 @@
-"""What a kernel knows: the flows as their cells define them, and the runs it started.
+"""What a kernel knows: the flows as their cells define them, and the runs it started or took up.
 
 From cells to a run in four moves: `define_*` keeps a cell, `link` orders and links the steps (pure, in `spec`), `spec_of`
 captures and writes the spec, `run` tells the engine its key. Every magic and its Python twin ends in a method of Session.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import getpass
 import glob
 import hashlib
 import json
 import os
+import secrets
 import sys
 import time
 import types
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import ArtifactNotLoaded, DefinitionError, EngineError, Finding, FlowbookError, RunStopped
-from flowbook.kernel import capture
+from flowbook.kernel import capture, keys
 from flowbook.kernel.cells import Cells, Ran, flow_name, is_history, names_behind, notebook_path
 from flowbook.kernel.engine import Engine, environment
 from flowbook.kernel.names import Names
@@ -32,7 +32,7 @@ from flowbook.kernel.runs import Runs
 from flowbook.settings import Settings, load_settings
 from flowbook.spec import flow as flows
 from flowbook.spec import graph, options
-from flowbook.spec.body import Body, ast_key, read_body
+from flowbook.spec.body import Body, read_body
 from flowbook.spec.flow import Options, Spec, Step, task_name
 from flowbook.store import codec, layout, results
 from flowbook.store.base import Store, open_store
@@ -129,6 +129,7 @@ class Session:
         self.runs = Runs(self)
         self.names = Names(self)
         self.reader_resolve: dict[str, Any] = {}
+        self.life = secrets.token_hex(8)
         self._defined = 0
         self._param_cells: dict[str, str | None] = {}  # parameter → id of the cell that defines it
         self._order_warnings: list[str] = []  # of the last check
@@ -457,10 +458,12 @@ class Session:
         tags: Sequence[str] = (),
         max_parallel: int | None = None,
         origin: Run | None = None,
+        fresh: bool = False,
         linked: graph.Linked | None = None,
     ) -> tuple[Spec, dict[str, Any], list[str]]:
         """Capture what the steps read and write `run.json`. Returns the spec, the parameters' values, and warnings."""
         linked = linked or self.checked(flow)
+        life = (origin.spec.life if origin else "") or self.life
         notes = self.warnings(flow, linked)
         steps = list(linked.steps)
         if target is not None:
@@ -493,21 +496,28 @@ class Session:
             sources[setup.filename] = {"label": setup.ran.label, "source": setup.source}
         files = hash_files({p for s in steps for p in s.options.files}, self.folder)
         steps = [self._closed(step, captured.names) for step in steps]
-        steps = keyed(steps, captured, flow, values, files)
-        reuse: tuple[str, ...] = ()
-        if origin is not None:
-            before = {s.name: s.key for s in origin.spec.steps}
-            reuse = tuple(s.name for s in steps if before.get(s.name) == s.key)
+        entries = {n: codec.entry(self.store, n, v, main=self.shell.user_ns) for n, v in values.items()}
+        setup_captures = setup_reads & set(captured.names)
+        known = keys.Known(
+            captured,
+            {step.name: flow.steps[step.name].body.import_roots for step in steps},
+            keys.Setup(tuple(s.source for s in flow.setups), _imported_by(flow.setups), frozenset(setup_captures)),
+            params=entries,
+            files=files,
+            space=self.shell.user_ns,
+            life=life,
+        )
+        steps = keys.keyed(steps, known)
         spec = Spec(
             flow=flow.name,
             run="",
             steps=tuple(steps),
-            params={n: codec.entry(self.store, n, v, main=self.shell.user_ns) for n, v in values.items()},
+            params=entries,
             captures=captured.names,
             sources=sources,
             modules=captured.modules,
             setup=tuple(s.filename for s in flow.setups),
-            setup_captures=tuple(sorted(setup_reads & set(captured.names))),
+            setup_captures=tuple(sorted(setup_captures)),
             imports=capture.imports_beforehand(
                 captured,
                 [self.names.mine.get(n, self.shell.user_ns.get(n)) for n in captured.names],
@@ -518,7 +528,9 @@ class Session:
             target=target,
             max_parallel=max_parallel or self.settings.max_parallel,
             origin=origin.id if origin else None,
-            reuse=reuse,
+            fresh=fresh,
+            life=life,
+            reuse=keys.unchanged(steps, origin.spec.steps) if origin else (),
             notebook=str(notebook_path(self.shell) or ""),
             user=_user(),
             started_at=time.time(),
@@ -594,12 +606,15 @@ class Session:
         tags: Sequence[str] = (),
         max_parallel: int | None = None,
         origin: Run | None = None,
+        fresh: bool = False,
     ) -> tuple[Run, list[str]]:
         """Start a run; returns at once. The second value is what to tell the user."""
         self.engine.check_process()
         defined = self.existing(flow)
         notes = self._drop_deleted(defined, self.cells.file_order())
-        spec, values, warnings = self.spec_of(defined, target=step, params=params, tags=tags, max_parallel=max_parallel, origin=origin)
+        spec, values, warnings = self.spec_of(
+            defined, target=step, params=params, tags=tags, max_parallel=max_parallel, origin=origin, fresh=fresh
+        )
         spec = self._take_number(spec)
         view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path))
         run = Run(spec, view, values)
@@ -660,6 +675,8 @@ class Session:
             raise DefinitionError(
                 Finding("%flow stop", f"run {run.id} has no step {step!r}", f"Steps: {', '.join(s.name for s in run.spec.steps)}.")
             )
+        if run.view.ended == "lost":
+            return f"nothing of run {run.id} runs: {run.view.trouble}"
         if run.view.ended is not None:
             return f"run {run.id} has already ended ({run.view.ended})"
         request = {"ask": "stop", "step": step, "index": list(index) if index is not None else None}
@@ -762,6 +779,10 @@ class _Origins(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _imported_by(setups: Iterable[SetupCell]) -> frozenset[str]:
+    return frozenset(root for setup in setups for root in setup.body.import_roots)
 
 
 def _user() -> str | None:
@@ -907,39 +928,6 @@ def hash_files(patterns: Iterable[str], folder: Path) -> dict[str, Any]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             found[match] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
     return found
-
-
-def keyed(
-    steps: Sequence[Step], captured: capture.Captured, flow: FlowDef, values: Mapping[str, Any], files: Mapping[str, Any]
-) -> list[Step]:
-    """Each step with its key: of its code, what it captures, its parameters, setup, files, and the keys above it."""
-    keys: dict[str, str] = {}
-    result = []
-    setup = [ast_key(s.source) for s in flow.setups]
-    for step in steps:
-        makers = (
-            {m for i in (*step.inputs, *step.plan_inputs) for m in i.makers}
-            | set(step.options.join)
-            | set(step.options.after)
-            | set(step.scope)
-        )
-        o = step.options
-        parts = [
-            step.name,
-            ast_key(step.source),
-            setup,
-            [o.foreach.target, o.foreach.expr] if o.foreach else None,
-            [o.when, o.join, o.out, o.out_add, o.catch, o.env],
-            sorted((n, captured.names[n]["key"]) for n in step.captures if n in captured.names),
-            sorted((n, hashlib.sha256(repr(values[n]).encode()).hexdigest()) for n in step.params if n in values),
-            sorted((p, info["sha256"]) for p, info in files.items() if any(fnmatch.fnmatch(p, pattern) for pattern in o.files)),
-            sorted((n, m["blob"]) for n, m in captured.modules.items()),
-            sorted((m, keys.get(m, "")) for m in makers if m != step.name),
-            step.saves,
-        ]
-        keys[step.name] = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
-        result.append(dataclasses.replace(step, key=keys[step.name]))
-    return result
 
 
 _session: Session | None = None

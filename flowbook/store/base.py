@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flowbook.errors import StoreError
 
@@ -24,8 +24,20 @@ FORMAT = 1  # of the layout and of all that is written; a store of a higher one 
 OWN_PARTS = ("tmp", "local")  # first parts of a key which a store keeps for itself
 
 
+class Aged(NamedTuple):
+    """An object as garbage collection sees it."""
+
+    key: str
+    age_s: float  # since it was written or kept, by the store's own clock, never by that of this machine
+    size: int  # bytes
+
+
 class Store(Protocol):
-    """Raises StoreMissing where a key must exist, StoreFull and StoreReadOnly on writes, StoreError otherwise."""
+    """`mapped`: `open` maps a file, and costs the same for one byte as for all.
+
+    Raises StoreMissing where a key must exist, StoreFull and StoreReadOnly on writes, StoreError otherwise."""
+
+    mapped: bool
 
     def get(self, key: str) -> bytes:
         """The whole object."""
@@ -61,8 +73,16 @@ class Store(Protocol):
         """What stands directly in a folder (``flows/demo``): the next part of each key there, once, sorted."""
         ...
 
+    def aged(self, prefix: str) -> Iterator[Aged]:
+        """Like `list`, with age and size. An object that is removed meanwhile may be missing."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens if it is not there."""
+        ...
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove all objects below ``flows/demo/12``; nothing happens if there are none. Not whole or not at all."""
         ...
 
     def open(self, key: str) -> memoryview:

@@ -59,7 +59,9 @@ def content_key(
     try:
         if type(value) in _ATOMS:  # what a walk would come to, at a tenth of its cost: a fan-out may have 100,000 items
             return _short(hashlib.sha256(marshal.dumps(value, 2)).digest())
-        walk = _Walk(main if isinstance(main, dict) else vars(main or sys.modules["__main__"]), keys, value if code else None)
+        walk = _Walk(main if isinstance(main, dict) else vars(main or sys.modules["__main__"]), keys, code)
+        if code and (isinstance(value, (type, types.FunctionType)) or hasattr(value, "cache_parameters")):
+            walk.root = value
         walk.visit(value)
         return _short(walk.hash.digest())
     except Exception:  # a user's __reduce_ex__ may raise anything; a structure may be too deep, or change meanwhile
@@ -149,12 +151,12 @@ class _Walk:
     An object that is met in two places has no number that would be the same in every process.
     """
 
-    def __init__(self, main: dict[str, Any], keys: Keys | None, root: Any) -> None:
+    def __init__(self, main: dict[str, Any], keys: Keys | None, code: bool) -> None:
         self.hash = hashlib.sha256()
         self._update = self.hash.update
         self._main, self._keys = main, keys
-        self._by_code = root is not None
-        self._root, self._inside = root, f"{getattr(root, '__qualname__', '')}."
+        self._by_code = code
+        self.root: Any = None  # counts by its code although it has a name
         self._left, self._depth = OBJECTS, 0
         self._place, self._places, self._number = 0, 0, 0
         self._met: dict[int, tuple[int, int]] = {}
@@ -265,10 +267,10 @@ class _Walk:
 
     def _has_name(self, value: Any, name: str) -> bool:
         of_main = value.__module__ == self._main.get("__name__", "__main__")
-        if value is self._root or "<" in name or (of_main and name.startswith(self._inside)):
+        if value is self.root or "<" in name or (of_main and self.root is not None and name.startswith(f"{self.root.__qualname__}.")):
             return False
-        space = self._main if of_main else vars(sys.modules[value.__module__])
         try:
+            space = self._main if of_main else vars(sys.modules[value.__module__])
             return _look_up(space, name) is value
         except (KeyError, AttributeError):
             return False

@@ -15,14 +15,14 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowbook._version import __version__
 from flowbook.errors import StoreError, StoreFull, StoreMissing, StoreReadOnly, StoreTooNew
 from flowbook.store import layout
-from flowbook.store.base import FORMAT, Buffer, Data, buffers, check_key, check_range, digest
+from flowbook.store.base import FORMAT, Aged, Buffer, Data, buffers, check_key, check_range, digest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -32,6 +32,8 @@ REFRESH_AFTER_S = 12 * 3600.0  # a reused blob older than this is made young aga
 
 class FilesStore:
     """Objects under `root`, which is made on the first write, open to its owner only."""
+
+    mapped = True
 
     def __init__(self, root: Path | str, *, durable: bool = False) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -67,10 +69,11 @@ class FilesStore:
         return os.path.isfile(self._readable(key))
 
     def size(self, key: str) -> int:
-        path = self.local_path(key)
-        if path is None:
-            raise StoreMissing(f"no object {key} in {self._base}")
-        return path.stat().st_size
+        path = self._readable(key)
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise _read_error(key, path, error) from error
 
     def open(self, key: str) -> memoryview:
         path = self._readable(key)
@@ -93,7 +96,7 @@ class FilesStore:
         self._check_format()
         yield from self._walk(folder, prefix)
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> Iterable[str]:
         path = self._readable(folder)
         try:
             return sorted(name for name in os.listdir(path) if not name.startswith("."))  # noqa: PTH208
@@ -101,6 +104,25 @@ class FilesStore:
             if error.errno in _ABSENT:
                 return []
             raise StoreError(f"cannot list {path}: {error.strerror}") from error
+
+    def aged(self, prefix: str) -> Iterator[Aged]:
+        if not os.path.isdir(self._base):
+            return
+        now = self.now()
+        for key in self.list(prefix):
+            try:
+                found = os.stat(f"{self._base}/{key}")
+            except FileNotFoundError:
+                continue
+            yield Aged(key, now - found.st_mtime, found.st_size)
+
+    def now(self) -> float:
+        """The time by the clock that sets the times of files here: on a network disk not that of this machine."""
+        probe = self._write_temp(b"", 0o600)
+        try:
+            return os.stat(probe).st_mtime
+        finally:
+            _remove(probe)
 
     def _walk(self, folder: str, prefix: str) -> Iterator[str]:
         try:
@@ -184,6 +206,18 @@ class FilesStore:
             os.unlink(path)
         except OSError as error:
             if error.errno not in _ABSENT:
+                raise _write_error(path, error) from error
+
+    def delete_folder(self, folder: str) -> None:
+        import shutil
+
+        path = self._path(folder)
+        while os.path.isdir(path):
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:
+                continue  # another process removes it, too
+            except OSError as error:
                 raise _write_error(path, error) from error
 
     def local_dir(self) -> Path:

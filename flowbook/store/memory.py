@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowbook.errors import StoreError, StoreMissing
 from flowbook.store import layout
-from flowbook.store.base import Buffer, Data, buffers, check_key, check_range, digest
+from flowbook.store.base import Aged, Buffer, Data, buffers, check_key, check_range, digest
 
 
 class MemoryStore:
     """Objects in a dict. Another process cannot open it."""
 
+    mapped = False
+
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
+        self._used: dict[str, float] = {}  # when each was written or kept, by time.monotonic
         self._lock = threading.Lock()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -39,19 +43,22 @@ class MemoryStore:
         with self._lock:
             if key in self._objects:
                 return False
-            self._objects[key] = content
+            self._objects[key], self._used[key] = content, time.monotonic()
             return True
 
     def put(self, key: str, data: Data) -> None:
         content = _joined(data)
         with self._lock:
-            self._objects[check_key(key)] = content
+            self._objects[check_key(key)], self._used[key] = content, time.monotonic()
 
     def exists(self, key: str) -> bool:
         return check_key(key) in self._objects
 
     def keep(self, key: str) -> bool:
-        return self.exists(key)
+        with self._lock:
+            if (found := check_key(key) in self._objects):
+                self._used[key] = time.monotonic()
+            return found
 
     def size(self, key: str) -> int:
         return len(self.get(key))
@@ -64,14 +71,26 @@ class MemoryStore:
             found = sorted(key for key in self._objects if key.startswith(prefix))
         yield from found
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> Iterable[str]:
         start = f"{check_key(folder)}/"
         with self._lock:
             return sorted({key[len(start) :].partition("/")[0] for key in self._objects if key.startswith(start)})
 
+    def aged(self, prefix: str) -> Iterator[Aged]:
+        now = time.monotonic()
+        for key in self.list(prefix):
+            content = self._objects.get(key)
+            if content is not None:
+                yield Aged(key, now - self._used.get(key, now), len(content))
+
+    def delete_folder(self, folder: str) -> None:
+        for key in self.list(f"{check_key(folder)}/"):
+            self.delete(key)
+
     def delete(self, key: str) -> None:
         with self._lock:
             self._objects.pop(check_key(key), None)
+            self._used.pop(key, None)
 
     def open(self, key: str) -> memoryview:
         return memoryview(bytearray(self.get(key)))

@@ -61,6 +61,7 @@ class Reader:
     ) -> None:
         self.store, self.flow, self.main, self.resolve, self.keys, self.notes = store, flow, main, resolve, keys, notes
         self._commits: dict[tuple[Any, ...], dict[str, Json]] = {}
+        self._steps: dict[tuple[str, str], dict[str, Json]] = {}
 
     def commit(self, run: str, step: str, index: layout.Index, part: str = "body", *, flow: str | None = None) -> dict[str, Json] | None:
         place = (flow or self.flow, run, step, index, part)
@@ -70,6 +71,41 @@ class Reader:
                 return None
             self._commits[place] = found
         return self._commits[place]
+
+    def outer_item(self, flow: str, run: str, step: str, index: layout.Index, name: str) -> Mapping[str, Json] | None:
+        """The entry of an item's name of a fan-out around the one in which a task runs: it stands in that fan-out's own task."""
+        steps = self._spec(flow, run)
+        scope = steps.get(step, {}).get("scope", [])[: len(index) - 1]
+        for depth in range(len(scope), 0, -1):
+            outer = steps.get(scope[depth - 1], {})
+            if name in outer.get("options", {}).get("foreach", {}).get("names", ()):
+                found = self._made(flow, run, outer["name"], index[:depth])
+                return found.get("artifacts", {}).get(name) if found else None
+        return None
+
+    def _spec(self, flow: str, run: str) -> dict[str, Json]:
+        """The steps of a run by name, as `run.json` has them."""
+        if (flow, run) not in self._steps:
+            key = layout.spec(flow, run)
+            try:
+                found = json.loads(self.store.get(key))["steps"]
+            except StoreMissing:
+                found = []  # the run was removed
+            except (ValueError, KeyError, TypeError):
+                raise StoreError(f"{key} is damaged: it does not hold the spec of a run.") from None
+            self._steps[flow, run] = {step["name"]: step for step in found}
+        return self._steps[flow, run]
+
+    def _made(self, flow: str, run: str, step: str, index: layout.Index) -> dict[str, Json] | None:
+        """A task's COMMIT, wherever its run took it from."""
+        found = self.commit(run, step, index, flow=flow)
+        if found is not None:
+            return found
+        for key in self.store.list(layout.log_prefix(flow, run)):
+            for event in json.loads(self.store.get(key))["events"]:
+                if (event["e"], event.get("step"), event.get("index"), event.get("part")) == ("reused", step, list(index), None):
+                    return self.commit(event["run"], step, index, flow=flow)
+        return None
 
     def load(self, entry: Mapping[str, Json], name: str = "value") -> Any:
         return codec.load(self.store, entry, name=name, main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes)
@@ -207,6 +243,9 @@ class TaskResult:
             raise NoArtifact(f"{self} {verb}{self.state}{why}; it has no {name!r}")
         commit = self._commit()
         found: Mapping[str, Json] | None = commit.get("artifacts", {}).get(name)
+        if found is None and name not in commit.get("unsaved", {}) and len(self.index) > 1:
+            flow, run, step, index = self._place
+            found = self._find_reader().outer_item(flow, run, step, index, name)
         if found is None:
             raise NoArtifact(self._absent(name, commit))
         return found
@@ -508,11 +547,11 @@ def read_item(
     if i < 0:
         raise IndexError(f"no item {i}")
     key = layout.blob(blob)
-    where = store.get_range(key, 8 + 8 * i, 24 + 8 * i)
+    whole = store.open(key) if store.mapped else None
+    where = whole[8 + 8 * i : 24 + 8 * i] if whole is not None else store.get_range(key, 8 + 8 * i, 24 + 8 * i)
     first, last = struct.unpack("<2Q", where) if len(where) == 16 else (0, 0)
-    size = store.size(key)
+    size = len(whole) if whole is not None else store.size(key)
     if not 8 + 8 * (i + 2) <= first < last <= size:
         raise ArtifactError(f"the stored items have no item {i}, or are damaged. Run the step that made them again (%flow run --fresh).")
-    mapped = store.local_path(key) is not None
-    data: Buffer = store.open(key)[first:last] if mapped else bytearray(store.get_range(key, first, last))
+    data: Buffer = whole[first:last] if whole is not None else bytearray(store.get_range(key, first, last))
     return codec.decode(data, name=name, main=main, resolve=resolve, keys=keys, notes=notes, store=store)

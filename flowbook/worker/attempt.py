@@ -72,8 +72,16 @@ def run(order: Order) -> int:
     return 0
 
 
-_specs: dict[str, tuple[Store, Spec]] = {}  # of the last runs; filled in a fork server, read in the processes it forks
 SPECS = 4
+
+
+class _Specs(dict[str, tuple[Store, Spec]]):
+    """Those of the last runs: filled in a fork server, read in the processes it forks."""
+
+    forked = False
+
+
+_specs = _Specs()
 
 
 def read_spec(order: Order) -> tuple[Store, Spec]:
@@ -89,7 +97,7 @@ def read_spec(order: Order) -> tuple[Store, Spec]:
 
 
 def _spec_key(order: Order) -> str:
-    return json.dumps([order["store"], order["flow"], order["run"]])
+    return f"{order['flow']}/{order['run']} {order['store']}"
 
 
 @functools.lru_cache(SPECS)
@@ -104,9 +112,11 @@ def _mentions_scratch(spec: Spec) -> bool:
 
 def prepare(order: Order) -> tuple[str, ...]:
     """In a fork server: read what all attempts of a run read, and give the modules that its steps import."""
+    _specs.forked = True
     try:
         spec = read_spec(order)[1]
-        execute.compile_cell(spec.step(order["step"]).source, spec.step(order["step"]).filename)
+        step = spec.step(order["step"])
+        execute.compile_cell(step.source, step.filename).binds  # noqa: B018 (kept for all tasks)
     except Exception:  # the attempt meets the same, and tells it
         return ()
     if order.get("sys_path"):
@@ -198,7 +208,7 @@ class Attempt:
         self.item: Any = None
         self.item_repr: str | None = None
         self.caught: dict[str, Json] | None = None
-        self.shown_names: set[str] = set()  # that the body's own text binds
+        self.shown_names: frozenset[str] = frozenset()  # that the body's own text binds
 
     @property
     def name(self) -> str:
@@ -331,7 +341,7 @@ class Attempt:
         catch = self.step.options.catch
         try:
             code = execute.compile_cell(self.step.source, self.step.filename)
-            self.shown_names = execute.bound_names(code)
+            self.shown_names = code.binds
             execute.run_code(code, self.main, self.display.value)
         except BaseException as error:
             self._end_forked(error)
@@ -662,6 +672,12 @@ def cpu_s() -> float:
 
 def peak_mb() -> float:
     """The most memory this process held, in MB of 10**6 bytes."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+    held = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+    if _specs.forked:  # of a program started anew, getrusage also tells what its parent held
+        return held
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
             for line in file:
@@ -669,10 +685,7 @@ def peak_mb() -> float:
                     return round(int(line.split()[1]) * 1024 / 1e6, 1)
     except (OSError, ValueError, IndexError):
         pass  # no Linux
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+    return held
 
 
 __all__ = ["Attempt", "Failure", "lasting", "leave", "peak_mb", "run"]

@@ -52,10 +52,18 @@ def register_sources(spec: Spec) -> None:
 
 @dataclass(frozen=True)
 class Code:
-    """A compiled cell: what runs first, and the last expression, whose value is shown."""
+    """A compiled cell: what runs first, and the last expression, whose value is shown.
+
+    `binds` are the names which the text of the cell binds at its top level, in whatever way.
+    """
 
     first: types.CodeType | None
     last: types.CodeType | None
+
+    @functools.cached_property
+    def binds(self) -> frozenset[str]:
+        parts = [part for part in (self.first, self.last) if part is not None]
+        return frozenset(i.argval for part in parts for i in dis.get_instructions(part) if i.opname in ("STORE_NAME", "STORE_GLOBAL"))
 
 
 @functools.lru_cache(maxsize=64)  # a fork server compiles a body once for all its tasks
@@ -79,12 +87,6 @@ def _shown(statement: ast.stmt, source: str) -> bool:
     # Only these line ends are Python's own; str.splitlines knows more, which may stand inside a string.
     line = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")[statement.end_lineno - 1]
     return not line.encode()[statement.end_col_offset :].lstrip().startswith(b";")
-
-
-def bound_names(code: Code) -> set[str]:
-    """The names which the text of a cell binds at its top level, in whatever way."""
-    parts = [part for part in (code.first, code.last) if part is not None]
-    return {step.argval for part in parts for step in dis.get_instructions(part) if step.opname in ("STORE_NAME", "STORE_GLOBAL")}
 
 
 def run_code(code: Code, namespace: Namespace, show: Callable[[Any], None]) -> None:
@@ -141,8 +143,12 @@ def _compile_option(step: Step, spec: Spec, option: str, text: str, mode: str) -
 
 def bind_item(step: Step, spec: Spec, namespace: Namespace, value: Any) -> None:
     """Assign a fan-out's item to the target of --foreach, as a `for` would. Raises what unpacking raises."""
-    assert step.options.foreach is not None
-    code = _compile_option(step, spec, "--foreach", f"{step.options.foreach.target} = {_ITEM}", "exec")
+    foreach = step.options.foreach
+    assert foreach is not None
+    if foreach.names == (foreach.target.strip(),):
+        namespace[foreach.names[0]] = value
+        return
+    code = _compile_option(step, spec, "--foreach", f"{foreach.target} = {_ITEM}", "exec")
     namespace[_ITEM] = value
     try:
         exec(code, namespace)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.kernel.conftest import Notebook
@@ -158,3 +160,29 @@ def test_a_variable_that_the_flow_took_is_captured_as_it_was_set_last(book: Note
     book.ok("%flow run")
 
     assert book.value("k, flow.mine['k']") == "([5, 2], [5])"
+
+
+def test_a_task_of_an_earlier_kernel_is_debugged_before_any_cell_has_run(failed: Notebook, tmp_path: Path) -> None:
+    failed.close()
+    new = Notebook(tmp_path)
+    try:
+        new.ok("%load_ext flowbook")
+        cell = new.run("%flow debug")
+        assert cell.ename == "ZeroDivisionError" and cell.error is not None
+        assert '----> 4 score = ratio(config["scale"], x)' in cell.error and "/flowbook/" not in cell.error
+        assert new.value("x, before, ratio(4, 2)") == "(0, 0, 2.0)"
+
+        new.ok("def ratio(a, b):\n    return -1")
+        new.ok("%flow debug train[1] --run 1")
+        assert new.value("score") == "-1"
+    finally:
+        new.close()
+
+
+def test_the_random_state_of_the_kernel_is_left_alone(book: Notebook) -> None:
+    book.ok("%%flowstep a\nimport random\nx = random.random()")
+    book.ok("%flow run")
+    book.ok("import random\nrandom.seed(1)\nfirst = random.random()\nrandom.seed(1)")
+    book.ok("%flow debug a")
+
+    assert book.value("random.random() == first") == "True"

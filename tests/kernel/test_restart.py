@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.kernel.conftest import Notebook
 
 
@@ -115,6 +113,7 @@ def test_a_run_whose_engine_was_killed_too_is_adopted(lab: Notebook, tmp_path: P
         assert "open (its engine is gone; `%flow attach 1` goes on with it)" in book.ok("%flow runs").stdout
         assert "`%flow attach 1`" in book.ok("%flow status").text
         assert book.value("flow[1].state") == "'lost'"
+        assert "nothing of run 1 runs" in book.ok("%flow stop").stdout and "%flow attach 1" in book.fails("%flow wait 1")
 
         (tmp_path / "go").touch()
         shown = book.ok("%flow attach")

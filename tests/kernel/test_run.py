@@ -182,3 +182,15 @@ def test_always_runs_after_a_failure_and_catch_keeps_the_flow_going(book: Notebo
     book.ok("%%flowstep bye --always\nfrom flowbook import current\nsaid = [f['step'] for f in current.failures]")
     assert "ZeroDivisionError" in book.fails("%flow run")
     assert book.value("said") == "['boom']"
+
+
+def test_a_task_of_an_inner_fan_out_gives_the_outer_item_too(book: Notebook) -> None:
+    book.ok('%%flowstep outer --foreach "size in [10, 20]"\nbase = size')
+    book.ok('%%flowstep inner --foreach "c in [1, 2]"\nscore = base * c')
+    book.ok("%%flowstep per_size --join inner\nwinner = max(inner, key=lambda t: t.score)\nsizes = [t.size for t in inner]")
+    book.ok("%%flowstep best --join per_size\nfound = [(t.winner.size, t.winner.c, t.sizes) for t in per_size]")
+    book.ok("%flow run")
+
+    assert book.value("found, inner[1,0].size") == "([(10, 2, [10, 10]), (20, 2, [20, 20])], 20)"
+    assert "equal" in book.ok("%flow check --serial").stdout
+    assert "made no 'base'" in book.fails("inner[1,0].base")

@@ -262,3 +262,15 @@ def test_the_store_imports_nothing_heavy():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert out.strip() == "[]"
+
+
+def test_age_is_told_by_the_clock_of_the_disk(root, monkeypatch):
+    store = FilesStore(root)
+    store.create("a", b"1")
+    then = (root / "a").stat().st_mtime - 3600
+    os.utime(root / "a", (then, then))
+
+    monkeypatch.setattr(files.time, "time", lambda: 0.0)  # this machine's clock may be anything
+
+    assert [round(each.age_s / 60) for each in store.aged("a")] == [60]
+    assert leftovers(root) == []

@@ -71,6 +71,33 @@ def test_deleting_twice_is_the_same_as_once(store):
     assert not store.exists("a/b") and store.create("a/b", b"again")
 
 
+def test_age_and_size_of_objects_are_told_in_order(store):
+    assert list(store.aged("")) == []
+    for key in ("b/2", "a", "b/1"):
+        store.create(key, b"x" * len(key))
+    store.put("b/hint", b"")
+
+    found = list(store.aged("b/"))
+    assert [(key, size) for key, _, size in found] == [("b/1", 3), ("b/2", 3), ("b/hint", 0)]
+    assert all(-1 < each.age_s < 60 for each in found)
+    store.delete("b/1")
+    assert [each.key for each in store.aged("b")] == ["b/2", "b/hint"]
+
+
+def test_deleting_a_folder_removes_what_is_below_it_and_nothing_else(store):
+    for key in ("a/1/x", "a/1/y/z", "a/10/x", "a/1x"):
+        store.create(key, b"")
+    store.delete_folder("a/1")
+    store.delete_folder("a/1")
+    store.delete_folder("never")
+
+    assert list(store.list("")) == ["a/10/x", "a/1x"]
+    assert "1" not in store.names("a")
+    for wrong in ("", "../x", "tmp", "a/"):
+        with pytest.raises(StoreError, match="not a key"):
+            store.delete_folder(wrong)
+
+
 def test_listing_gives_sorted_keys_of_a_prefix_and_nothing_of_the_store_itself(store):
     keys = [
         "flows/a/1/run.json",

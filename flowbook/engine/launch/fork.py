@@ -261,7 +261,7 @@ class ForkServers:
         for key, server in list(self._servers.items()):
             if len(self._servers) < MOST_SERVERS:
                 return
-            if not server.attempts:
+            if server.dead or not server.attempts:
                 server.close()
                 del self._servers[key]
 

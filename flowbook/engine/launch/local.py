@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flowbook.engine.admission import Capacity
-from flowbook.engine.launch.fork import ForkServers
+from flowbook.engine.launch.fork import ForkServer, ForkServers
 from flowbook.spec.flow import Resources
 
 Json = Any
@@ -105,6 +105,7 @@ class LocalLauncher:
         self._worker, self._grace_s = tuple(worker), grace_s
         self._folder, self._own_folder = folder, folder is None
         self._count = 0
+        self._last: tuple[Any, Mapping[str, str], ForkServer] | None = None
 
     def warm(self, env: Mapping[str, str], cwd: str | None, sys_path: Sequence[str], modules: Sequence[str]) -> None:
         """Get a fork server ready for attempts that ask for one core, as most do."""
@@ -174,23 +175,33 @@ class LocalLauncher:
         return _exit(reason, code, meter.peak_mb)
 
     async def _start(self, attempt: Attempt, frames_fd: int, scratch: str, devices: list[str]) -> Process:
-        env = environment(attempt, devices)
         order = {**attempt.order, "scratch": scratch, "frames_fd": frames_fd}
         cwd = attempt.order.get("cwd") or None
         output = os.open(attempt.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            server = self.forks.find(env, cwd, attempt.order.get("sys_path") or ()) if self.forks is not None else None
+            server = self._find_server(attempt)
             if server is not None and await server.ready():
-                forked = server.run(order, output, frames_fd, env.get("CUDA_VISIBLE_DEVICES"))
+                forked = server.run(order, output, frames_fd, _visible(attempt, devices))
                 try:
                     if await forked.started() or forked.lost:
                         return forked
                 except asyncio.CancelledError:
                     forked.kill()
                     raise
-            return _Child(self._spawn(order, cwd, env, output))
+            return _Child(self._spawn(order, cwd, environment(attempt, devices), output))
         finally:
             os.close(output)
+
+    def _find_server(self, attempt: Attempt) -> ForkServer | None:
+        """The fork server for an attempt. That of the one before is asked for first: to compare whole environments costs more than a task."""
+        if self.forks is None:
+            return None
+        same = (id(attempt.env), attempt.order.get("cwd"), tuple(attempt.step_env.items()), attempt.resources.cpu)
+        if self._last is not None and self._last[0] == same and not self._last[2].dead and self._last[2].unsafe is None:
+            return self._last[2]
+        server = self.forks.find(environment(attempt), attempt.order.get("cwd") or None, attempt.order.get("sys_path") or ())
+        self._last = (same, attempt.env, server) if server is not None else None
+        return server
 
     def _spawn(self, order: Mapping[str, Json], cwd: str | None, env: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
         with tempfile.TemporaryFile() as stdin:  # a file, not a pipe: an order of any size is read when the worker is ready for it
@@ -226,6 +237,12 @@ def environment(attempt: Attempt, devices: Sequence[str] = ()) -> dict[str, str]
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     return {**env, **attempt.step_env}
+
+
+def _visible(attempt: Attempt, devices: Sequence[str]) -> str | None:
+    """The GPUs that an attempt may see; None: as its environment says anyway."""
+    name = "CUDA_VISIBLE_DEVICES"
+    return attempt.step_env.get(name) or (",".join(devices) if devices else attempt.env.get(name))
 
 
 def _why_not_started(error: OSError, attempt: Attempt) -> str:

@@ -1,0 +1,104 @@
+"""A wide foreach of no-ops and its join: items a second, how time grows with the width, and the memory of the engine.
+
+flowbook starts a fresh process for each item and commits each result. dask.distributed has two processes that are warm and
+keeps nothing. metaflow starts an interpreter for each item and commits; it is given fewer items, because a thousand take it ten
+minutes: its start-up counts for more then (a second or two), but not the growth of its joins.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.book import EngineProcess, Kernel, Peer, run_peer, scratch
+from benchmarks.environments import PEERS, version_of
+from benchmarks.measure import Contest, Contestant, Fact, Sample, Section, Settings, exponent
+
+WIDTHS = (1000, 2000, 5000, 10_000)
+METAFLOW_ITEMS = 60
+COMMITS = "each result, the log"
+
+
+def run(settings: Settings) -> Section:
+    items, few = settings.scaled(1000, 10), settings.scaled(METAFLOW_ITEMS, 3)
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch())
+        engine = stack.enter_context(EngineProcess(folder / "engine"))
+        kernel = stack.enter_context(Kernel(folder / "kernel"))
+        define(kernel, items)
+        turns = itertools.count(1)
+
+        def in_kernel() -> Sample:
+            before = kernel.cpu_s()
+            seconds = kernel.seconds(f"%flow run --wait --max-parallel 2 --turn {next(turns)}", f"assert count == {items}")
+            return Sample(items / seconds, kernel.cpu_s() - before)
+
+        def in_engine() -> Sample:
+            before = engine.cpu_s()
+            seconds = engine.foreach(items)
+            return Sample(items / seconds, engine.cpu_s() - before)
+
+        contestants = [
+            Contestant("flowbook: %flow run --wait", COMMITS, in_kernel),
+            Contestant("flowbook: its engine alone", COMMITS, in_engine),
+        ]
+        if settings.peers:
+            dask = stack.enter_context(Peer("dask", "dask_foreach.py", folder / "dask"))
+            contestants.append(
+                Contestant(f"dask.distributed {version_of('dask', 'distributed')}, 2 processes", "nothing", lambda: _dask(dask, items))
+            )
+            name = f"metaflow {version_of('metaflow', 'metaflow')}, --max-workers 2, {few} items"
+            contestants.append(Contestant(name, "each result, task logs", lambda: _metaflow(folder / "metaflow", few)))
+        title = f"foreach of {items:,} no-ops and a join, 2 at a time: items a second"
+        contest = Contest(title, "items/s", True, contestants).hold(settings.rounds)
+    return Section("foreach", [contest], growth(settings), ["The rate of metaflow includes the start of its command."])
+
+
+def define(kernel: Kernel, items: int) -> None:
+    """The flow of this benchmark in a kernel. Each turn has other items, so that nothing is taken from the cache."""
+    kernel.seconds("%load_ext flowbook", "%%flowparams\nturn: int = 0")
+    start = "turn * 1_000_000"
+    kernel.seconds(f'%%flowstep each --foreach "i in range({start}, {start} + {items})"\ndone = i')
+    kernel.seconds("%%flowstep gather --join each\ncount = sum(task.done >= 0 for task in each)")
+
+
+def growth(settings: Settings) -> list[Fact]:
+    """How time and memory of the engine grow with the width."""
+    widths = [settings.scaled(width, 10) for width in WIDTHS]
+    times: dict[int, list[float]] = {width: [] for width in widths}
+    with scratch() as folder, EngineProcess(folder / "engine") as engine:
+        engine.foreach(widths[0])  # warm: its fork server runs, its modules are loaded
+        before = most = engine.rss_mb()
+
+        def watch() -> None:
+            nonlocal most
+            most = max(most, engine.rss_mb())
+
+        for turn in range(1 + settings.rounds // 4):
+            for width in widths:
+                times[width].append(engine.foreach(width, watch if turn == 0 and width == widths[-1] else None))
+                if turn == 0 and width == widths[-1]:
+                    after = engine.rss_mb()
+    medians = [statistics.median(times[width]) for width in widths]
+    each = ", ".join(f"{width:,}: {seconds:.1f} s" for width, seconds in zip(widths, medians, strict=True))
+    return [
+        Fact(f"time by width, engine alone ({len(times[widths[0]])} rounds)", each),
+        Fact(f"exponent of time over width, {widths[0]:,} to {widths[-1]:,}", f"{exponent(widths, medians):.3f}"),
+        Fact(f"engine's memory while a run of {widths[-1]:,} is open, above that of a warm engine", f"{most - before:+.1f} MB"),
+        Fact("the same after that run", f"{after - before:+.1f} MB"),
+    ]
+
+
+def _dask(peer: Peer, items: int) -> Sample:
+    before = peer.cpu_s()
+    seconds = peer.ask(items=items)["seconds"]
+    return Sample(items / seconds, peer.cpu_s() - before)
+
+
+def _metaflow(folder: Path, items: int) -> Sample:
+    script = str(PEERS / "metaflow_foreach.py")
+    options = ["--no-pylint", "run", "--max-workers", "2", "--max-num-splits", "2000", "--count", str(items)]
+    seconds, cpu_s = run_peer("metaflow", [script, *options], folder)
+    return Sample(items / seconds, cpu_s)
