@@ -22,7 +22,7 @@ import psutil
 
 from benchmarks.environments import PEERS, PeerMissing, python_of
 from benchmarks.measure import Unavailable
-from flowbook.spec.flow import Foreach, Input, Options, Spec, Step, to_json
+from flowbook.spec.flow import Foreach, Options, Spec, Step, to_json
 from flowbook.store import layout
 from flowbook.store.files import FilesStore
 
@@ -194,9 +194,11 @@ class EngineProcess:
                 watch()
             for event in message.get("events", ()) if message.get("run") == run else ():
                 if event["e"] == "run_ended":
-                    if event["state"] != "succeeded":
-                        raise RuntimeError(f"the run {event['state']}; see {self.folder}")
-                    return time.perf_counter() - started
+                    seconds = time.perf_counter() - started
+                    found = json.loads(self.store.get(layout.commit(spec.flow, run, "gather", ())))["artifacts"]["count"]["json"]
+                    if found != items:
+                        raise RuntimeError(f"the run {event['state']}: {found} of {items} items were joined")
+                    return seconds
         raise RuntimeError("the engine hung up: " + (self.folder / "engine.log").read_text()[-2000:])
 
     def cpu_s(self) -> float:
@@ -254,7 +256,6 @@ def foreach_spec(run: str, items: int) -> Spec:
         "<gather>",
         "Cell In[2]",
         Options(join=("each",)),
-        inputs=(Input("each", ("each",)),),
         saves=("count",),
     )
     return Spec("bench", run, (each, gather), max_parallel=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -303,10 +303,8 @@ def test_a_cache_key_is_evaluated_in_the_kernel(book: Book) -> None:
     [
         ("nothing", "--cache-key nothing: NameError: name 'nothing' is not defined"),
         ("1 / 0", "--cache-key 1 / 0: ZeroDivisionError"),
-        ("open", "Give numbers, text"),
         ("(i for i in [])", "a generator has no form by which it could be told from another one"),
-    ][:2]
-    + [("(i for i in [])", "a generator has no form by which it could be told from another one")],
+    ],
 )
 def test_a_cache_key_that_gives_none_is_refused_with_cell_and_option(book: Book, expression: str, message: str) -> None:
     with pytest.raises(DefinitionError) as raised:
@@ -349,8 +347,6 @@ def test_steps_are_unchanged_if_all_above_them_are() -> None:
 
 
 def test_keys_of_a_typical_flow_take_no_time(book: Book) -> None:
-    import time
-
     body = "import numpy, pandas, sklearn\ny = 1"
     book.step(body)
     captured = capture.Captured()
@@ -362,4 +358,4 @@ def test_keys_of_a_typical_flow_take_no_time(book: Book) -> None:
         keys.keyed(steps, known)
         times.append(time.perf_counter() - start)
 
-    assert min(times) < 0.02, sys.version
+    assert min(times) < 0.02

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from flowbook.spec.flow import Foreach, Input, Options, Retry, Step
-from flowbook.store import layout
+from flowbook.store import canon, layout
 from flowbook.worker import current as current_module
 from flowbook.worker import trace
 from tests.worker_project import FLOW, RUN, Project, cell, reads
@@ -34,7 +34,7 @@ def test_a_body_is_run_saved_and_told(project: Project) -> None:
     ran = project.body("import math\nx = math.sqrt(16)\n_private = 1\nprint('hello')", saves=("x", "math", "y"))
 
     assert ran.code == 0 and ran.output == "hello\n"
-    assert [frame.get("phase") or frame["f"] for frame in ran.frames] == ["loading", "running", "saving", "committed"]
+    assert [frame.get("phase") or frame["f"] for frame in ran.frames] == ["running", "saving"]
     assert ran.artifacts["x"]["json"] == 4.0 and ran.artifacts["math"] == {**ran.artifacts["math"], "kind": "module", "module": "math"}
     assert set(ran.artifacts) == {"x", "math"} and ran.commit is not None
     assert ran.commit["v"] == 1 and ran.commit["caught"] is None and ran.commit["warnings"] == [] and 0 < ran.commit["peak_mb"] < 200
@@ -56,7 +56,7 @@ def test_a_second_attempt_leaves_the_first_result_alone(project: Project) -> Non
     project.define(cell("only", "x = current.attempt", saves=("x",)))
     first, second = project.run("only"), project.run("only", attempt=1)
 
-    assert second.code == 0 and second.frames[-1] == {"f": "committed"} and second.commit == first.commit
+    assert second.code == 0 and second.commit == first.commit
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[1]", '{"flow": '])
@@ -113,7 +113,7 @@ def test_a_forked_child_that_comes_out_of_the_body_commits_nothing(project: Proj
         saves=("x", "status"),
     )
 
-    assert ran.artifacts["x"]["json"] == "parent" and [f["f"] for f in ran.frames].count("committed") == 1
+    assert ran.artifacts["x"]["json"] == "parent" and [f["f"] for f in ran.frames] == ["phase", "phase"]
     assert ran.artifacts["status"]["json"] == {"": 0, "r": 1, "i": 3}[end[:1]]
 
 
@@ -275,6 +275,46 @@ def test_current_tells_the_task_and_scratch_is_a_folder(project: Project) -> Non
     assert ran.artifacts["x"]["json"] == "b" and ran.artifacts["i"]["json"] == 1 and ran.commit and ran.commit["item"] == "(1, 'b')"
     seed = int.from_bytes(hashlib.sha256(b"demo\ntrain\nbody\na\nb").digest()[:8], "big") >> 1
     assert project.value(ran.artifacts["seed"]) == seed
+
+
+def test_a_plan_tells_whose_it_is_and_what_its_items_are(project: Project) -> None:
+    project.capture("rates = ['a', 'b', 'a']")
+    plans = {"plan_inputs": reads("rates", captured=True), "captures": ("rates",), "scope": ("each",)}
+    project.define(cell("each", "x", foreach="r in rates", **plans, plan_key="of the plan"))
+    plan = (project.run("each", part="plan").commit or {})["plans"]["each"]
+
+    assert plan["key"] == "of the plan"
+    assert plan["ids"] == "".join(canon.item_ids(str(canon.content_key(each)) for each in ("a", "b", "a"))) and len(plan["ids"]) == 66
+
+
+def test_an_item_keeps_its_random_numbers_when_it_moves(project: Project) -> None:
+    project.define(cell("each", "import random\ny = random.random()", foreach="x in xs", scope=("each",), saves=("y",)))
+    blob = _items(project, [1, 2, 1])
+    drawn = [
+        project.run("each", (i,), item={"blob": blob, "i": i}, ids=[own]).artifacts["y"]["json"] for i, own in enumerate(["a", "b", "a"])
+    ]
+
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_an_instance_counts_by_what_its_class_uses(project: Project) -> None:
+    project.capture("class A:\n    def f(self): return 1")
+    keys = []
+    for deep in ("1", "1", "2"):
+        project.captures["A"]["deep"] = deep
+        again = Project(project.folder, project.folder / f"store{len(keys)}")
+        again.captures, again.sources = project.captures, project.sources
+        again.define(cell("only", "a = A()", captures=("A",), saves=("a",)))
+        keys.append(again.run("only").artifacts["a"]["key"])
+
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_commit_tells_the_processor_time(project: Project) -> None:
+    spin = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    body = f"import subprocess, sys\n{spin}\nsubprocess.run([sys.executable, '-c', {spin!r}])"
+
+    assert 0.6 <= (project.body(body).commit or {})["cpu_s"] < 10
 
 
 def test_current_is_inert_outside_a_task() -> None:

@@ -40,9 +40,9 @@ def debug(session: Session, run: Run, step: str | None = None, index: tuple[int,
     __tracebackhide__ = True
     session.names.give_back()
     session.names.see_mine()
-    task = choose(run, step, index)
+    with session.engine.changed:  # the run may go on meanwhile
+        here = Here(session, run, choose(run, step, index))
     space, before = session.shell.user_ns, dict(session.shell.user_ns)
-    here = Here(session, run, task)
     try:
         with here.as_in_task():
             here.load()

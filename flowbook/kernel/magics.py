@@ -99,7 +99,9 @@ def start_attach(session: Session, run_id: str | None, flow: str | None, wait: b
         return _started(session, run, notes, wait)
     for note in notes:
         print(note, file=sys.stderr)
-    Painter(session, run).start()  # how it ended is shown, and no error of this cell
+    painter = Painter(session, run)  # how it ended is shown, and no error of this cell
+    painter.start()
+    painter.paint()
     return RunHandle(session, run)
 
 

@@ -364,7 +364,10 @@ class Names:
             if owner is flow and (flow.at is not None or any(s.name in steps for s in run.spec.steps)):
                 notes += self._take(name, Placeholder(name, lambda n=name: self.describe(n)))
         for name, value in run.params.items():
-            self.bind_param(name, value)
+            if name in flow.params:
+                self.bind_param(name, value)
+            else:  # the %%flowparams cell has not run in this kernel: the value is shown, and never captured
+                notes += self._take(name, value)
         return notes
 
     def see_mine(self) -> None:

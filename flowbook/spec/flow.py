@@ -126,9 +126,9 @@ class Spec:
     run: str
     steps: tuple[Step, ...]  # in the order of the notebook
     params: dict[str, Json] = field(default_factory=dict)  # name → entry
-    captures: dict[str, Json] = field(default_factory=dict)  # name → {entry, kind, origin, key, needs}
+    captures: dict[str, Json] = field(default_factory=dict)  # name → {entry, kind, origin, key, needs, modules, deep?}
     sources: dict[str, Json] = field(default_factory=dict)  # filename → {label, source}
-    modules: dict[str, Json] = field(default_factory=dict)  # local modules: dotted name → {file, blob, package}
+    modules: dict[str, Json] = field(default_factory=dict)  # local modules: dotted name → {file, blob, package, imports}
     setup: tuple[str, ...] = ()  # filenames of %%flowsetup cells, in order
     setup_captures: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()  # modules that a process may import before it knows its task

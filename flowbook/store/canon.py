@@ -349,12 +349,12 @@ class _Walk:
             self._reduced(value, kind)
 
     def _reduced(self, value: Any, kind: type) -> None:
-        if not isinstance(value, self._constants) and self._met_before(value):
-            return
         reducer = copyreg.dispatch_table.get(kind)
         reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
         if isinstance(reduced, str):
             self._named(value, reduced)
+            return
+        if not isinstance(value, self._constants) and self._met_before(value):
             return
         parts: list[Any] = [*reduced, None, None, None, None][:6]
         if isinstance(parts[2], dict) and (cached := cached_names(kind)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,11 +39,12 @@ def test_a_post_mortem_stops_in_the_users_line_with_the_tasks_variables(failed: 
     frames = failed.value("[f.f_code.co_name for f, _ in __import__('traceback').walk_tb(__import__('sys').last_traceback)][-2:]")
     assert frames == "['<module>', 'ratio']"
     assert failed.value("x, before, config") == "(0, 0, {'scale': 10})"
-    failed.ok(
+    said = failed.run(
         "import sys, io\nfrom IPython.core.debugger import Pdb\n"
         "p = Pdb(stdin=io.StringIO('up\\np x, before\\nq\\n'), stdout=sys.stdout)\np.use_rawinput = False\n"
         "p.reset()\np.interaction(None, sys.last_traceback)"
-    )
+    ).stdout
+    assert "(0, 0)" in said and "score = ratio(config" in said
 
 
 def test_the_code_has_the_name_of_its_cell_so_that_breakpoints_hit(failed: Notebook) -> None:
@@ -186,3 +188,36 @@ def test_the_random_state_of_the_kernel_is_left_alone(book: Notebook) -> None:
     book.ok("%flow debug a")
 
     assert book.value("random.random() == first") == "True"
+
+
+def test_a_breakpoint_of_the_visual_debugger_hits_in_the_cell(failed: Notebook) -> None:
+    """As JupyterLab does it: the cell is known by the file name that the kernel gives its text."""
+    pytest.importorskip("debugpy")
+    number = iter(range(1, 100))
+
+    def ask(command: str, **arguments: object) -> dict[str, Any]:
+        content = {"type": "request", "seq": next(number), "command": command, "arguments": arguments}
+        message = failed.client.session.msg("debug_request", content)
+        failed.client.control_channel.send(message)
+        while True:
+            reply = failed.client.get_control_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                return dict(reply["content"].get("body") or {})
+
+    ask("initialize", clientID="test", adapterID="", pathFormat="path", linesStartAt1=True, columnsStartAt1=True)
+    ask("attach")
+    path = ask("dumpCell", code=TRAIN)["sourcePath"]
+    ask("setBreakpoints", source={"path": path}, breakpoints=[{"line": 4}], lines=[4], sourceModified=False)
+    ask("configurationDone")
+    running = failed.start("%flow debug train[2]")
+    while True:
+        message = failed.client.get_iopub_msg(timeout=60)
+        if message["msg_type"] == "debug_event" and message["content"]["event"] == "stopped":
+            break
+    thread = message["content"]["body"]["threadId"]
+    frame = ask("stackTrace", threadId=thread)["stackFrames"][0]
+    assert (frame["source"]["path"], frame["line"]) == (path, 4)
+    assert ask("evaluate", expression="x, before", frameId=frame["id"])["result"] == "(2, 4)"
+    ask("continue", threadId=thread)
+
+    assert "ran through" in failed.finish(running).stdout

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from flowbook._version import __version__
+from flowbook.engine import registry
+from flowbook.kernel.engine import Engine, RunView
+from flowbook.spec.flow import Spec
+from flowbook.store.base import Store, open_store
 from tests.kernel.conftest import Notebook
 
 
@@ -160,6 +169,8 @@ def test_an_ended_run_comes_back_with_names_outputs_and_resume(book: Notebook, t
         assert "said by a" in shown.text and "failed" in shown.text
         assert new.value("x, n, flow[1].params") == "(30, 3, {'n': 3})"
         assert "AssertionError" in new.fails("y")
+        new.ok("%%flowstep a\nprint('said by a')\nx = n * 10")
+        assert "`n`" in new.fails("%flow run a")  # the value of an earlier run is never captured
         new.ok("%%flowparams\nn: int = 2")
         assert new.value("n") == "2"
         new.ok("%%flowstep a\nprint('said by a')\nx = n * 10")
@@ -178,7 +189,7 @@ def test_a_cell_that_was_changed_after_the_restart_is_stale(book: Notebook, tmp_
         new.ok("%flow attach")
         new.ok("%%flowstep a\nx = 1  # another comment")
         assert new.ok("print(x)").stderr == ""
-        new.ok("%flow attach")
+        new.ok("flow.attach(1)")
         new.ok("%%flowstep a\nx = 2")
         assert "stale" in new.ok("print(x)").stderr
 
@@ -284,3 +295,54 @@ def test_a_failure_of_a_cell_that_waits_is_shown_once(lab: Notebook) -> None:
     assert cell.error is not None and "ZeroDivisionError" in cell.error and "ZeroDivisionError" not in pages
 
     assert "ZeroDivisionError" in "".join(d.get("text/html", "") for d in lab.ok("%flow status").displays.values())
+
+
+# ---- the client alone ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store({"kind": "files", "root": str(tmp_path / "store")})
+
+
+@contextmanager
+def listening(folder: Path) -> Iterator[str]:
+    """Something that lets others connect, and never says a word."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(folder / "s"))
+        server.listen()
+        yield str(folder / "s")
+
+
+@pytest.mark.parametrize("wrong", [{"notebook": "/other.ipynb"}, {"version": "0.0"}, {"python": "/other/python"}, {"socket": "/gone"}])
+def test_an_engine_of_something_else_or_that_is_dead_is_not_taken_over(store: Store, tmp_path: Path, wrong: dict[str, str]) -> None:
+    (store.local_dir() / registry.FOLDER).mkdir()
+    (store.local_dir() / registry.FOLDER / "7.json").write_text("junk")
+    with listening(tmp_path) as path:
+        known = {"socket": path, "folder": "", "version": __version__, "python": sys.executable, "notebook": "/a.ipynb"}
+        registry.enter(store, registry.Entry(pid=1, **{**known, **wrong}))
+        engine = Engine(store, notebook="/a.ipynb")
+        engine.start()
+        try:
+            assert engine.pid is not None
+        finally:
+            engine.close()
+            os.kill(engine.pid or 0, signal.SIGKILL)
+
+
+def test_an_engine_that_does_not_answer_drives_nothing(store: Store, tmp_path: Path) -> None:
+    with listening(tmp_path) as path:
+        registry.enter(store, registry.Entry(1, path, "", __version__, sys.executable))
+
+        assert Engine(store).driven(timeout_s=0.05) == {}
+
+
+def test_events_that_come_once_more_are_applied_once() -> None:
+    view = RunView(Spec("f", "1", ()))
+    for _ in range(2):
+        view.apply({"e": "run_started", "at": 1.0})
+        view.again()
+    view.apply({"e": "run_started", "at": 1.0})
+    view.apply({"e": "run_ended", "at": 2.0, "state": "succeeded"})
+
+    assert (view.started_at, view.ended) == (1.0, "succeeded")

@@ -47,9 +47,9 @@ WORK = body("work", "x", "y = x * x")
 TOTAL_OF = body("total", "0", "found = sum(t.y for t in work)")
 
 CELLS = [
-    f"%%flowstep start\n{START}",
-    f'%%flowstep work --foreach "x in xs"\n{WORK}',
-    f"%%flowstep total --join work\n{TOTAL_OF}",
+    f"%%flowstep start --no-cache\n{START}",
+    f'%%flowstep work --no-cache --foreach "x in xs"\n{WORK}',
+    f"%%flowstep total --no-cache --join work\n{TOTAL_OF}",
 ]
 
 
@@ -88,7 +88,7 @@ class Story:
 
     def committed(self, run: str) -> frozenset[str]:
         """"STEP INDEX" of each COMMIT of a run."""
-        top = Path(str(self.store.root)) / "flows" / self.flow / run
+        top = self.store.root / "flows" / self.flow / run
         return frozenset(
             f"{path.parent.name} {path.name.removesuffix('.COMMIT')}" for path in top.glob("*/*.COMMIT") if path.parent.name != "run.log"
         )

@@ -230,7 +230,13 @@ class ForkServers:
     def __init__(self, command: Sequence[str] = COMMAND, log: Path | None = None) -> None:
         self._command, self._log = tuple(command), log
         self._servers: dict[str, ForkServer] = {}
-        self.unsafe: str | None = None if sys.platform == "linux" else f"forking is not safe on {sys.platform}"
+
+    @property
+    def unsafe(self) -> str | None:
+        """Why attempts are spawned rather than forked; None where they are not."""
+        if sys.platform != "linux":
+            return f"forking is not safe on {sys.platform}"
+        return next((server.unsafe for server in self._servers.values() if server.unsafe is not None), None)
 
     def find(self, env: Mapping[str, str], cwd: str | None, sys_path: Sequence[str]) -> ForkServer | None:
         """The server for this, started if need be; None where attempts must be spawned."""
@@ -242,7 +248,6 @@ class ForkServers:
             self._make_room()
             server = ForkServer(self._command, {name: value for name, value in env.items() if name not in OWN}, cwd, self._log)
         self._servers[key] = server  # the last used is the last
-        self.unsafe = server.unsafe
         return server if server.unsafe is None else None
 
     def __len__(self) -> int:

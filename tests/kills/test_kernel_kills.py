@@ -1,0 +1,93 @@
+"""kill -9 of the kernel at 25 points of a run: the run goes on, and a new kernel has its result after `%flow attach`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flowbook.store.files import FilesStore
+from tests.conftest import end_processes_of
+from tests.kernel.conftest import Notebook
+from tests.kills import story
+from tests.kills.story import Point, Story, points
+
+pytestmark = pytest.mark.slow  # all together
+
+
+class Drive:
+    """One kernel after another of the same notebook: the one that takes up a run starts the next, and is killed in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.story = Story(FilesStore(folder / "store" / "default"), "book", folder)
+        self.number = 0
+        self.kernel = self.open()
+
+    @property
+    def run(self) -> str:
+        return str(self.number)
+
+    def open(self) -> Notebook:
+        """Input is possible, as in JupyterLab, so that `%flow run` returns at once."""
+        kernel = Notebook(self.folder, allow_stdin=True)
+        kernel.ok("%load_ext flowbook")
+        return kernel
+
+    def start(self) -> None:
+        self.number += 1
+        self.story.new_run()
+        for cell in story.CELLS:
+            self.kernel.ok(cell)
+        self.kernel.ok("%flow run --max-parallel 2")
+
+    def over(self) -> bool:
+        return "total 0" in self.story.committed(self.run)
+
+    def kill_kernel(self) -> None:
+        os.kill(self.kernel.manager.provisioner.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        self.kernel.close()
+
+    def close(self) -> None:
+        self.kernel.close()
+        end_processes_of(self.folder / "store")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Drive]]:
+    """The kernel of the module's tests; a test that failed leaves none."""
+    drives: list[Drive] = []
+    yield drives
+    for drive in drives:
+        drive.close()
+
+
+@pytest.fixture
+def drive(shared: list[Drive], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Drive]:
+    if not shared:
+        shared.append(Drive(tmp_path_factory.mktemp("kills")))
+    failed = request.session.testsfailed
+    yield shared[0]
+    if request.session.testsfailed != failed:
+        shared.pop().close()
+
+
+def ids(point: Point) -> str:
+    return f"{point.commits}+{point.looks}"
+
+
+@pytest.mark.parametrize("point", points("kernel"), ids=ids)
+def test_a_run_whose_kernel_is_killed_is_taken_up_by_the_next(drive: Drive, point: Point) -> None:
+    drive.start()
+    drive.story.wait_for(drive.run, point, drive.over)
+    before = drive.story.seen(drive.run)
+    drive.kill_kernel()
+
+    drive.kernel = drive.open()
+    drive.kernel.ok(f"%flow attach {drive.run} --wait")
+
+    assert drive.kernel.value("found, work[7].y") == f"({story.TOTAL}, 49)"
+    drive.story.check_whole(drive.run, before)
