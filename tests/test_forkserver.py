@@ -107,7 +107,8 @@ def test_generators_are_seeded_anew_in_each_process(engine: Engine) -> None:
     assert all(a[2] != b[2] for a, b in zip(drawn, again, strict=True))
 
 
-def test_an_import_that_starts_threads_makes_attempts_start_as_new_programs(engine: Engine) -> None:
+def test_an_import_that_starts_threads_makes_attempts_start_as_new_programs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(engine.folder)
     (engine.folder / "threaded.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n")
     source = "import os, threading\nme = [os.getppid(), threading.active_count()]"
     client = ran(engine, step("a", source, ("me",)), imports=("threaded",))

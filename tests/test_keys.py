@@ -58,6 +58,7 @@ class Book:
         capture.add_modules(captured, imports, self.store)
         known = keys.Known(
             captured,
+            {name: reads},
             {name: imports},
             keys.Setup(self.setup, frozenset(root for setup in setups for root in setup.import_roots), frozenset(setup_reads)),
             params={n: codec.entry(self.store, n, v) for n, v in self.params.items()},
@@ -66,12 +67,11 @@ class Book:
             environ=self.environ,
             life=self.life,
         )
-        closed = keys._closed((reads | planned) & set(self.space), known)
-        step = Step(name, body, "<flowstep>", "Cell In[3]", asked, captures=tuple(closed))
-        own = (reads | planned) & set(self.params)
-        made = tuple(Input(n, makers) for n in sorted(reads) if n not in self.space) if makers else ()
-        plans = tuple(Input(n, makers) for n in sorted(planned) if n not in self.space and makers)
-        step = dataclasses.replace(step, params=tuple(sorted(own)), inputs=made, plan_inputs=plans)
+        inputs, plan_inputs = (
+            tuple(Input(n, makers if n not in self.space else (), n in self.space) for n in sorted(names - set(self.params)))
+            for names in (reads, planned)
+        )
+        step = Step(name, body, "<flowstep>", "Cell In[3]", asked, inputs=inputs, plan_inputs=plan_inputs)
         return keys.keyed([step], known)[0]
 
 
@@ -248,7 +248,7 @@ def test_a_step_that_reads_nothing_is_known_within_a_life_of_the_kernel_only(boo
     assert changed(before, book.step("y = fetch()")) == {"life"}
 
 
-@pytest.mark.parametrize("line", ["--cache-for 1h", "--cache-key 1", "--join other"])
+@pytest.mark.parametrize("line", ["--cache-for 1h", "--cache-key 1", "--join other", "--foreach 'x in range(3)'"])
 def test_a_step_of_which_it_is_said_when_it_is_old_has_no_life(book: Book, line: str) -> None:
     assert "life" in book.step("y = 1").parts and "life" not in book.step("y = 1", line).parts
 
@@ -285,6 +285,16 @@ def test_a_plan_that_reads_nothing_is_known_within_a_life_only(book: Book) -> No
     book.life = "two"
 
     assert book.step("y = x", "--foreach \"x in glob.glob('*')\"").plan_key != before
+
+
+def test_what_only_the_plan_reads_is_nothing_to_the_tasks(book: Book) -> None:
+    book.params = {"n": 1}
+    book.cell("def some(xs): return xs[:n]")
+    before = book.step("y = x", '--foreach "x in some(xs)"', makers=("start",))
+    book.params = {"n": 2}
+    after = book.step("y = x", '--foreach "x in some(xs)"', makers=("start",))
+
+    assert changed(before, after) == set() and before.plan_key != after.plan_key
 
 
 # ---- --cache-key ----
@@ -351,7 +361,7 @@ def test_keys_of_a_typical_flow_take_no_time(book: Book) -> None:
     book.step(body)
     captured = capture.Captured()
     steps = [Step(f"s{i}", body, "", "") for i in range(10)]
-    known = keys.Known(captured, {s.name: ["numpy", "pandas", "sklearn"] for s in steps})
+    known = keys.Known(captured, imports={s.name: ["numpy", "pandas", "sklearn"] for s in steps})
     times = []
     for _ in range(5):
         start = time.perf_counter()

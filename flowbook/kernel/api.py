@@ -148,7 +148,7 @@ class Flow:
     def debug(self, task: str = "", *, run: str | int | None = None, flow: str | None = None) -> None:
         """Run a task again in this kernel, so that `%debug` and breakpoints stop in its cell; by default the first that failed."""
         __tracebackhide__ = True
-        words = [task, *(["--run", str(run)] if run is not None else []), *(["--flow", flow] if flow else [])]
+        words = [task.replace(" ", ""), *(["--run", str(run)] if run is not None else []), *(["--flow", flow] if flow else [])]
         self._command("debug", " ".join(words))
 
     def load(self, name: str) -> Any:

@@ -12,9 +12,10 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flowbook.errors import StepFailed
+from flowbook.errors import FlowbookError, StepFailed
 from flowbook.spec.flow import task_name
 
 if TYPE_CHECKING:
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from flowbook.kernel.tally import StepTally
 
 MIN_INTERVAL_S = 0.2
-MOST_PAINTING = 20  # a painting that took 30 ms is followed by a pause of 20 times that
+MAX_INTERVAL_S = 2.0
+PAUSE_RATIO = 20  # a painting that took 30 ms is followed by a pause of 20 times that
 MAX_OUTPUT_CHARS = 20_000  # of one task's text
 MAX_SHOWN_TASKS = 20  # of one step's outputs
 MAX_IMAGE_CHARS = 4_000_000  # of all images of a run, base64
+LARGE_BYTES = 100_000_000  # artifacts of a run above this are told unasked
+MOST_COMMITS = 1_000  # a run of more tasks is not looked through for large artifacts
 LEAST_CPU_S = 0.05  # less is not worth a word
 DONE = ("succeeded", "failed", "skipped", "stopped")
 MARK = {"succeeded": "✓", "failed": "✗", "skipped": "–", "stopped": "■", "running": "▶", "waiting": "·"}
@@ -36,7 +40,7 @@ STYLE = """<style>
 .flowbook{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:900px;container-type:inline-size}
 .flowbook .fb-head{margin:0 0 4px;font-weight:600}.flowbook .fb-head small,.flowbook .fb-dim{color:var(--jp-ui-font-color2,#666);font-weight:400}
 .flowbook .fb-rows{display:grid;grid-template-columns:repeat(3,max-content) minmax(40px,1fr) max-content minmax(0,max-content);gap:1px 12px;align-items:center;font-variant-numeric:tabular-nums;overflow-x:auto}
-.flowbook .fb-note{overflow-wrap:anywhere}@container (max-width:700px){.flowbook .fb-rows{grid-template-columns:repeat(3,max-content) minmax(40px,1fr) max-content}.flowbook .fb-note{grid-column:1/-1;padding-left:18px;font-size:12px}.flowbook .fb-note:empty{display:none}}
+.flowbook .fb-note{overflow-wrap:anywhere}@container (max-width:700px){.flowbook .fb-rows{grid-template-columns:minmax(60px,max-content) repeat(2,max-content) minmax(24px,1fr) max-content;column-gap:8px}.flowbook .fb-rows>*{overflow-wrap:anywhere}.flowbook .fb-note{grid-column:1/-1;padding-left:18px;font-size:12px}.flowbook .fb-note:empty{display:none}}
 .flowbook .fb-bar{display:flex;height:8px;border-radius:2px;overflow:hidden;background:var(--jp-layout-color3,#ddd)}
 .flowbook .fb-bar i{display:block;height:100%}.flowbook .fb-succeeded{background:var(--jp-success-color1,#388e3c)}.flowbook .fb-failed{background:var(--jp-error-color1,#d32f2f)}
 .flowbook .fb-running{background:var(--jp-info-color1,#0097a7)}.flowbook .fb-skipped,.flowbook .fb-stopped{background:var(--jp-border-color1,#999)}
@@ -135,10 +139,15 @@ def _ran_note(tally: StepTally) -> str:
     if not tally.reasons:
         return ""
     reasons = sorted(tally.reasons, key=lambda why: -tally.reasons[why])
-    if len(reasons) == 1:
-        return f"ran: {reasons[0]}" if tally.reasons[reasons[0]] == tally.launched else f"{tally.reasons[reasons[0]]} ran: {reasons[0]}"
-    more = f", and {len(reasons) - 2} other reasons" if len(reasons) > 2 else ""
-    return "; ".join(f"{tally.reasons[why]} ran: {why}" for why in reasons[:2]) + more
+    if len(reasons) == 1 and tally.reasons[reasons[0]] == tally.launched:
+        return f"ran: {_cause(reasons[0])}"
+    more = f"; {len(reasons) - 2} other reasons" if len(reasons) > 2 else ""
+    return "; ".join(f"{tally.reasons[why]} ran: {_cause(why)}" for why in reasons[:2]) + more
+
+
+def _cause(why: str) -> str:
+    """Without what follows from it."""
+    return why.partition(", so ")[0]
 
 
 def row_state(row: dict[str, Any], ended: str | None) -> str:
@@ -161,8 +170,8 @@ def headline(run: Run, now: float) -> str:
     return f"{run.spec.flow} · run {run.id} · {state}{took}"
 
 
-def status_text(run: Run, now: float | None = None) -> str:
-    """The status as aligned lines."""
+def status_text(run: Run, now: float | None = None, note: str = "") -> str:
+    """The status as aligned lines; `note` is one more."""
     now = time.time() if now is None else now
     table = rows(run, now)
     width = max((len(r["step"].name) for r in table), default=0)
@@ -176,10 +185,11 @@ def status_text(run: Run, now: float | None = None) -> str:
     lines += [f"  ! {warning}" for warning in all_warnings(run)]
     if run.view.trouble:
         lines.append(f"  ! {run.view.trouble}")
+    lines += [f"  {note}"] if note else []
     return "\n".join(lines)
 
 
-def status_html(run: Run, now: float | None = None) -> str:
+def status_html(run: Run, now: float | None = None, note: str = "") -> str:
     now = time.time() if now is None else now
     cells = []
     for row in rows(run, now):
@@ -198,6 +208,7 @@ def status_html(run: Run, now: float | None = None) -> str:
             f'<span class="fb-dim fb-note">{html.escape(row["note"])}</span>'
         )
     below = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
+    below += f'<div class="fb-dim">{html.escape(note)}</div>' if note else ""
     error = ""
     if any(run.view.state.counts(step.name).get("failed") for step in run.spec.steps):
         first = failure(run)
@@ -365,6 +376,40 @@ def _short(text: str) -> str:
     return f"{text[: MAX_OUTPUT_CHARS // 2]}\n… {len(text) - MAX_OUTPUT_CHARS:,} characters left out …\n{text[-MAX_OUTPUT_CHARS // 2 :]}"
 
 
+# ---- large artifacts ----------------------------------------------------------------------------------------------------
+
+
+def largest(sizes: Mapping[tuple[str, str], int], above: int = 10_000_000) -> str:
+    """A line for each step whose artifacts of that name have more bytes than `above`, largest first, with a ready `--out`."""
+    steps: dict[str, int] = {}
+    for (step, _), size in sizes.items():
+        if size > above:
+            steps[step] = max(size, steps.get(step, 0))
+    lines = []
+    for step in sorted(steps, key=lambda step: -steps[step]):
+        big = sorted((n for (s, n), size in sizes.items() if s == step and size > above), key=lambda n: -sizes[step, n])
+        small = [n for (s, n), size in sizes.items() if s == step and size <= above]
+        lines.append(
+            f"\nlargest of {step}: "
+            + ", ".join(f"{n} {memory_text(sizes[step, n] / 1e6)}" for n in big)
+            + f"; to keep only the rest: --out {','.join(small) or big[-1]}"
+        )
+    return "".join(lines)
+
+
+def large_note(session: Session, run: Run) -> str:
+    """One line about the largest artifacts that an ended run made anew, if they are above 100 MB. Reads its COMMITs."""
+    made = [t for t, s in run.view.state.tasks.items() if s.state == "succeeded" and s.origin is None and t.part == "body"]
+    sizes: dict[tuple[str, str], int] = {}
+    try:
+        for task in made if len(made) <= MOST_COMMITS else ():
+            for name, entry in session.commit(run, task.step, task.index)["artifacts"].items():
+                sizes[task.step, name] = sizes.get((task.step, name), 0) + (entry.get("size") or 0)
+        return largest(sizes, LARGE_BYTES).strip().partition("\n")[0]
+    except (FlowbookError, KeyError, TypeError, AttributeError):
+        return ""  # nobody asked for it
+
+
 # ---- failure ------------------------------------------------------------------------------------------------------------
 
 
@@ -427,6 +472,7 @@ class Painter:
         self._painted: tuple[int, bool] = (-1, False)
         self._last_outputs = ""
         self._pause_s = MIN_INTERVAL_S
+        self._note: str | None = None
         self._lock = threading.Lock()
 
     @property
@@ -454,6 +500,9 @@ class Painter:
         """Paint what is new; also called by a cell that waited, so that the last state is there when the cell ends."""
         with self._lock:
             view = self._run.view
+            if view.ended is not None and self._note is None:
+                self._note = large_note(self._session, self._run)
+            note = self._note or ""
             with self._session.engine.changed:
                 version = (view.version, view.ended is not None)
                 ended_before = self._painted[1]
@@ -461,10 +510,10 @@ class Painter:
                     return
                 self._painted = version
                 begun = time.perf_counter()
-                page, text = status_html(self._run), status_text(self._run)
+                page, text = status_html(self._run, note=note), status_text(self._run, note=note)
                 below, below_text = outputs_html(self._run), outputs_text(self._run)
                 # However much there is to paint, nearly all of the time is left to the cells of the notebook.
-                self._pause_s = max(MIN_INTERVAL_S, MOST_PAINTING * (time.perf_counter() - begun))
+                self._pause_s = min(max(MIN_INTERVAL_S, PAUSE_RATIO * (time.perf_counter() - begun)), MAX_INTERVAL_S)
             if not self.rich:
                 if version[1] and not ended_before:
                     print("\n".join(p for p in (text, below_text) if p))

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from flowbook.errors import DefinitionError, Finding
 from flowbook.kernel.capture import Captured
 from flowbook.spec.body import ast_key
-from flowbook.spec.flow import Step
+from flowbook.spec.flow import Input, Step
 from flowbook.store import canon
 
 Parts = dict[str, str]
@@ -42,11 +42,12 @@ class Setup:
 class Known:
     """All that a run's steps may depend on, as it is when the run starts.
 
-    `imports`: step → root names of the modules that its body imports; `params`: name → entry; `files`: path → {sha256, …};
-    `space`: the kernel's namespace, for --cache-key; `life`: a random word of the kernel.
+    `reads`: step → names that its body reads; `imports`: step → root names of the modules that it imports; `params`: name → entry;
+    `files`: path → {sha256, …}; `space`: the kernel's namespace, for --cache-key; `life`: a random word of the kernel.
     """
 
     captured: Captured
+    reads: Mapping[str, Iterable[str]] = field(default_factory=dict)
     imports: Mapping[str, Iterable[str]] = field(default_factory=dict)
     setup: Setup = Setup()
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -107,12 +108,13 @@ def _body(step: Step, known: Known, local: _Local) -> Parts:
     o = step.options
     told = [o.foreach.target if o.foreach else None, o.join, o.out, o.out_add, o.catch, o.always, sorted(o.after)]
     parts = {"code": ast_key(step.source)[:22], "options": canon.short_hash(json.dumps(told))}
-    parts |= _captured(step.captures, known, local) | local.parts(known.imports.get(step.name, ()))
-    parts |= _params(step.params, known)
+    captures = _closed(_captured_inputs(step.inputs), known)  # Step.captures has those of the plans that the step hosts, too
+    params = _params(known.reads.get(step.name, ()), captures, known)
+    parts |= _captured(captures, known, local) | local.parts(known.imports.get(step.name, ())) | params
     for path, info in known.files.items():
         if any(fnmatch.fnmatch(path, pattern) for pattern in o.files):
             parts[f"file {path}"] = info["sha256"][:22]
-    reads = o.join or o.files or step.params or _made(step.inputs) or _made(step.plan_inputs) or _data(step.captures, known)
+    reads = o.foreach or o.join or o.files or params or _made((*step.inputs, *step.plan_inputs)) or _data(captures, known)
     return parts if reads or _told_otherwise(step) else parts | {"life": known.life}
 
 
@@ -120,11 +122,10 @@ def _plan(step: Step, known: Known, local: _Local) -> Parts:
     """What --foreach and --when depend on; the items themselves are told by their ids."""
     o = step.options
     texts = [o.foreach.expr if o.foreach else "", o.when or ""]
-    words = set(re.findall(r"\w+", " ".join(texts))) | {given.name for given in step.plan_inputs}
-    captures = _closed([name for name in step.captures if name in words], known)
+    captures = _closed(_captured_inputs(step.plan_inputs), known)
+    params = _params(re.findall(r"\w+", " ".join(texts)), captures, known)
     parts = {"code": canon.short_hash(json.dumps([o.foreach.target if o.foreach else None, *map(ast_key, texts)]))}
-    params = [name for name in step.params if name in words or any(name in known.captured.names[n]["needs"] for n in captures)]
-    parts |= _captured(captures, known, local) | _params(params, known)
+    parts |= _captured(captures, known, local) | params
     reads = params or _made(step.plan_inputs) or _data(captures, known)
     return parts if reads or _told_otherwise(step) else parts | {"life": known.life}
 
@@ -150,8 +151,14 @@ def _closed(names: Iterable[str], known: Known) -> list[str]:
     return sorted(found)
 
 
-def _params(names: Iterable[str], known: Known) -> Parts:
-    return {f"parameter {name}": canon.entry_key(known.params[name]) for name in names if name in known.params}
+def _captured_inputs(inputs: Iterable[Input]) -> list[str]:
+    return [given.name for given in inputs if given.captured]
+
+
+def _params(names: Iterable[str], captures: Iterable[str], known: Known) -> Parts:
+    """The parameters among the names, and those that captured functions read."""
+    read = {*names, *(need for name in captures for need in known.captured.names[name]["needs"])}
+    return {f"parameter {name}": canon.entry_key(entry) for name, entry in known.params.items() if name in read}
 
 
 def _environment(step: Step, known: Known) -> Parts:
@@ -178,7 +185,7 @@ def _value_of(expression: str, step: Step, known: Known) -> str:
 # ---- steps that read nothing which could be told ---------------------------------------------------------------------
 
 
-def _made(inputs: Sequence[Any]) -> bool:
+def _made(inputs: Iterable[Input]) -> bool:
     return any(given.makers for given in inputs)
 
 

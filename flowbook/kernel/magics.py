@@ -24,7 +24,7 @@ from traitlets import Bool
 from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.kernel.api import RunHandle
 from flowbook.kernel.api import flow as flow_object
-from flowbook.kernel.display import Painter, clean_text, headline, status_html, status_text
+from flowbook.kernel.display import Painter, clean_text, headline, largest, status_html, status_text
 from flowbook.kernel.names import Scan, human_size, interruptible
 from flowbook.kernel.runs import LISTED
 from flowbook.kernel.session import CommandLine, Run, Session
@@ -483,21 +483,6 @@ def _artifacts(session: Session, line: str) -> None:
     head = "".join(f"<th style='text-align:left'>{c}</th>" for c in ("task", "name", "type", "size", "value"))
     note = f"<pre>{html.escape(largest(sizes).strip())}</pre>" if largest(sizes) else ""
     _show_bundle(text, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}")
-
-
-def largest(sizes: dict[tuple[str, str], int], above: int = 10_000_000) -> str:
-    """The largest artifacts of steps that save more than 10 MB, with a ready `--out` line."""
-    steps = {s for (s, _), size in sizes.items() if size > above}
-    lines = []
-    for step in sorted(steps):
-        big = sorted((n for (s, n), size in sizes.items() if s == step and size > above), key=lambda n: -sizes[step, n])
-        small = [n for (s, n), size in sizes.items() if s == step and size <= above]
-        lines.append(
-            f"\nlargest of {step}: "
-            + ", ".join(f"{n} {human_size(sizes[step, n])}" for n in big)
-            + f"; to keep only the rest: --out {','.join(small) or big[-1]}"
-        )
-    return "".join(lines)
 
 
 def _drop(session: Session, line: str) -> None:

@@ -196,8 +196,8 @@ class Runs:
 
     # ---- what a new kernel says -------------------------------------------------------------------------------------
 
-    def news(self) -> str | None:
-        """One line about the newest run of this notebook, if it is open or ended less than a day ago. Reads little."""
+    def news(self, *, ended: bool = True) -> str | None:
+        """One line about the newest run of this notebook, if it is open or, with `ended`, ended less than a day ago. Reads little."""
         flow = self._session.flow().name
         ids = self.ids(flow)
         if not ids:
@@ -207,12 +207,8 @@ class Runs:
             return None  # of another notebook of that name
         end, name = self.end_of(flow, ids[-1]), f"run {ids[-1]} of {flow}"
         if end is not None:
-            ago = time.time() - end["at"]
-            return (
-                f"{name} {_WORDS.get(end['state'], end['state'])} {_ago(ago)}: `%flow attach` brings back its names"
-                if ago < NEWS_S
-                else None
-            )
+            how, ago = _WORDS.get(end["state"], end["state"]), time.time() - end["at"]
+            return f"{name} {how} {_ago(ago)}: `%flow attach` brings back its names" if ended and ago < NEWS_S else None
         counted = self._counted(flow, ids[-1], spec)
         if (flow, ids[-1]) in self._session.engine.driven(NEWS_TIMEOUT_S):
             return f"{name} is running{counted}: `%flow attach` brings back its display and names"

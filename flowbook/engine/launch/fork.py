@@ -200,6 +200,8 @@ class ForkServer:
                 self.unsafe = message["unsafe"]
                 self._answered.set()
                 continue
+            if message["say"] == "refused":
+                self.unsafe = message["why"]
             forked = self.attempts.get(message["id"])
             if forked is not None:
                 forked.hear(message)
