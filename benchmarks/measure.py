@@ -178,7 +178,9 @@ def rows(contest: Contest) -> list[list[str]]:
             continue
         better = ratios(own, values, contest.more_is_better)
         low, high = interval(better)
-        found.append([*line, amount(statistics.median(better)), f"{amount(low)} – {amount(high)}" if len(better) >= FEWEST else "few rounds"])
+        found.append(
+            [*line, amount(statistics.median(better)), f"{amount(low)} – {amount(high)}" if len(better) >= FEWEST else "few rounds"]
+        )
     return found
 
 

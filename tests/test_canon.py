@@ -446,6 +446,12 @@ def test_what_its_address_tells_is_not_hashed_again() -> None:
     assert entry_key(codec.entry(store, "v", np.arange(9))) != entry_key(codec.entry(store, "v", np.arange(10)))
 
 
+def test_an_entry_tells_with_which_names_it_shares_an_object() -> None:
+    entry = codec.entry(MemoryStore(), "v", [1])
+
+    assert len({entry_key(each) for each in (entry, entry | {"shares": ["a"]}, entry | {"shares": ["b"]}, entry | {"alias": "a"})}) == 4
+
+
 def test_a_definition_goes_by_its_address() -> None:
     main: dict[str, Any] = {"__name__": "__main__"}
     exec("def f(): return 1", main)

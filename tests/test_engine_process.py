@@ -377,3 +377,16 @@ def test_starting_the_engine_imports_nothing_heavy() -> None:
 
     heavy = {"numpy", "pandas", "cloudpickle", "IPython", "psutil", "flowbook.worker", "flowbook.store.codec", "boto3", "kubernetes"}
     assert heavy.isdisjoint(found.stdout.split())
+
+
+def test_old_runs_go_when_enough_have_gathered(engine: Engine) -> None:
+    client = engine.connect()
+    for number in range(1, 9):
+        run = str(number)
+        spec = Spec("demo", run, (QUICK,), sources={QUICK.filename: {"label": QUICK.label, "source": QUICK.source}})
+        engine.store.create(layout.spec("demo", run), json.dumps(to_json(spec)).encode())
+        client.send(do="run", flow="demo", run=run, env=engine.env, cwd=str(engine.folder), sys_path=sys.path, keep_runs=2)
+        client.send(do="follow", flow="demo", run=run)
+        client.until(lambda run=run: client.ended(run) is not None)  # type: ignore[misc]
+
+    client.until(lambda: list(engine.store.names("flows/demo")) == ["7", "8"])

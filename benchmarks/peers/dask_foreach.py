@@ -14,10 +14,8 @@ def no_op(i: int) -> int:
 def main() -> None:
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, Client(cluster) as client:
         client.wait_for_workers(2)
-        turn = 0
-        for line in sys.stdin:
+        for turn, line in enumerate(sys.stdin):
             items = json.loads(line)["items"]
-            turn += 1
             numbers = range(turn * 1_000_000, turn * 1_000_000 + items)
             started = time.perf_counter()
             found = client.submit(sum, client.map(no_op, numbers, pure=False), pure=False).result()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,19 +109,22 @@ class Cache:
         return found
 
 
-def index_of(state: RunState) -> dict[str, Json]:
-    """The index of a run: KEY → [step, index, part, at, keys of what it read]."""
-    found: dict[str, Json] = {}
+def index_of(state: RunState) -> Iterator[tuple[str, Json]]:
+    """The index of a run: each KEY and [step, index, part, at, keys of what it read]."""
     for task, known in state.tasks.items():
         if known.state == "succeeded" and not known.caught and (keyed := state.key(task)) is not None:
-            key, read = keyed
-            found[key] = [task.step, list(task.index), task.part, known.made_at or known.ended_at or 0.0, read]
-    return found
+            yield keyed[0], [task.step, list(task.index), task.part, known.made_at or known.ended_at or 0.0, keyed[1]]
 
 
 def write_index(store: Store, state: RunState) -> None:
-    text = json.dumps({"v": 1, "tasks": index_of(state)}, separators=(",", ":"))
-    store.put(layout.keys(state.spec.flow, state.spec.run), text.encode())
+    def text() -> Iterator[bytes]:  # piece by piece: of a wide run it is megabytes
+        before = b'{"v":1,"tasks":{'
+        for key, entry in index_of(state):
+            yield before + f'"{key}":'.encode() + json.dumps(entry, separators=(",", ":")).encode()
+            before = b","
+        yield b"}}" if before == b"," else before + b"}}"
+
+    store.put(layout.keys(state.spec.flow, state.spec.run), text())
 
 
 def read_index(store: Store, flow: str, run: str) -> tuple[dict[str, Json], bool]:
@@ -135,7 +138,7 @@ def read_index(store: Store, flow: str, run: str) -> tuple[dict[str, Json], bool
         pass  # not written yet, or damaged: the log says the same
     try:
         state = fold(_spec(store, flow, run), log_of(store, flow, run))
-        return index_of(state), state.ended is not None
+        return dict(index_of(state)), state.ended is not None
     except (FlowbookError, ValueError, TypeError, KeyError, IndexError):
         return {}, False
 

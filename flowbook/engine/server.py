@@ -255,11 +255,12 @@ class Server:
         for client in self.clients:
             if key in client.followed:
                 self._attach(client, key, run)
-        driven = asyncio.create_task(self._drive(key, run))
+        keep_runs = message.get("keep_runs")
+        driven = asyncio.create_task(self._drive(key, run, keep_runs if type(keep_runs) is int and keep_runs > 0 else 0))
         self._driven.add(driven)
         driven.add_done_callback(self._driven.discard)
 
-    async def _drive(self, key: Key, run: Run) -> None:
+    async def _drive(self, key: Key, run: Run, keep_runs: int) -> None:
         try:
             await run.drive()
         except Exception:  # one run never ends another
@@ -271,6 +272,18 @@ class Server:
                     client.followed[key].complete = True
                     client.awake.set()
             self._busy.set()
+        if keep_runs and not any(flow == key[0] for flow, _ in self.runs):
+            await asyncio.to_thread(self._retire, key[0], keep_runs)
+
+    def _retire(self, flow: str, keep_runs: int) -> None:
+        """Remove runs that are no longer kept, once enough of them have gathered."""
+        from flowbook.store import garbage
+
+        try:
+            if garbage.retention_due(self.store, flow, keep_runs):
+                garbage.collect(self.store, keep_runs, flow=flow, thorough=False)
+        except StoreError as error:
+            print(f"old runs of {flow} were not removed: {error}", file=sys.stderr, flush=True)  # noqa: T201
 
     async def _follow(self, client: Client, key: Key) -> None:
         """From the first event on: of a run that is driven here from memory, of any other from the store.

@@ -115,12 +115,11 @@ class TaskState:
     why: str | None = None  # why it was skipped, or, of a launched one, why the cache had nothing
     blocked: str | None = None  # why it will never run
     caught: bool = False
-    seconds: Json = None
     peak_mb: float | None = None
     cpu_s: float | None = None
-    story: list[str] = field(default_factory=list)
+    story: str = ""  # what happened to it, for the message of an impossible transition
     done: bool = False  # ended or blocked: nothing more will come of it
-    listeners: list[TaskState] = field(default_factory=list)
+    listeners: tuple[TaskState, ...] = ()
     open: int = 0  # nodes that it still waits for
     attempts: int = 0  # launched so far
     losses: int = 0  # of those, lost by flowbook itself
@@ -154,7 +153,7 @@ class Plan:
     lost_items: set[int] = field(default_factory=set)  # items in which a task failed or was stopped
     exceeded: bool = False  # more of them than --min-ok allows
     done: bool = False
-    listeners: list[TaskState] = field(default_factory=list)
+    listeners: tuple[TaskState, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -171,7 +170,7 @@ class Group:
     blocked: int = 0
     exceptions: list[TaskState] = field(default_factory=list)  # tasks directly below that ended, but did not succeed
     done: bool = False
-    listeners: list[TaskState] = field(default_factory=list)
+    listeners: tuple[TaskState, ...] = ()
 
     @property
     def bad(self) -> bool:
@@ -424,7 +423,7 @@ class RunState:
         self._check_attempt(found, event)
         self._move(found, "succeeded", event)
         found.error, found.caught = None, bool(event.get("caught"))
-        found.seconds, found.peak_mb, found.cpu_s = event.get("seconds"), event.get("peak_mb"), event.get("cpu_s")
+        found.peak_mb, found.cpu_s = event.get("peak_mb"), event.get("cpu_s")
         found.warnings = tuple(event.get("warnings", ()))
         self._committed(found, event)
 
@@ -512,9 +511,8 @@ class RunState:
         state = TRANSITIONS[found.state].get(what)
         if state is None:
             raise InvalidTransition(f"{found.task} is {found.state} and cannot be {what}: {event}.{_story(found)}")
-        found.story.append(
-            what if event is None else f"{what} {event['attempt']} @{event['at']}" if "attempt" in event else f"{what} @{event['at']}"
-        )
+        attempt = f" {event['attempt']}" if event is not None and "attempt" in event else ""
+        found.story += f", {what}{attempt}" + (f" @{event['at']:.6g}" if event is not None else "")
         self._count(found, -1)
         found.state = state
         self._count(found, 1)
@@ -571,7 +569,7 @@ class RunState:
             listener.open -= 1
             if listener.open == 0:
                 self._agenda.append(listener)
-        node.listeners = []
+        node.listeners = ()
 
     def _settle_all(self) -> None:
         while self._agenda:
@@ -775,7 +773,7 @@ class RunState:
             self._unfinished -= 1
             found.done = True
         found.error, found.ended_at = error, at
-        found.story.append(f"failed with {by.task} @{at}")
+        found.story += f", failed with {by.task} @{at:.6g}"
         self._failures.append(found)
         if self._lose(found):
             self._start_failing(found)
@@ -852,7 +850,7 @@ class RunState:
             nodes.append(self._plans[step.name, index])
         for node in nodes:
             if not node.done:
-                node.listeners.append(found)
+                node.listeners += (found,)
                 found.open += 1
         if found.open == 0:
             self._agenda.append(found)
@@ -989,7 +987,7 @@ def _family(found: TaskState) -> tuple[str, str, Index]:
 
 
 def _story(found: TaskState) -> str:
-    return f" The story of {found.task}: {', '.join(found.story) or 'nothing yet'}."
+    return f" The story of {found.task}: {found.story[2:] or 'nothing yet'}."
 
 
 def _failure(found: TaskState) -> Json:

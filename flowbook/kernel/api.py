@@ -199,6 +199,15 @@ class Flow:
     def defaults(self, line: str = "") -> None:
         self._command("defaults", line)
 
+    def gc(self, *, keep: int | None = None, all_flows: bool = False, dry_run: bool = False, flow: str | None = None) -> None:
+        """Remove old runs and what only they used; `keep` takes the place of the setting keep_runs."""
+        words = ["--all-flows"] * all_flows + ["--dry-run"] * dry_run
+        words += ["--keep", str(keep)] if keep is not None else []
+        self._command("gc", " ".join([*words, *(["--flow", flow] if flow else [])]))
+
+    def doctor(self, *, verify: bool = False) -> None:
+        self._command("doctor", "--verify" if verify else "")
+
     def __repr__(self) -> str:
         try:
             session = _session()

@@ -331,8 +331,11 @@ class Engine:
             if view is None:
                 return
             if message["say"] == "events":
-                for event in message["events"]:
-                    view.apply(event)
+                try:
+                    for event in message["events"]:
+                        view.apply(event)
+                except EngineError as error:  # an engine of another version, or a bug: nobody may wait for ever
+                    view.ended, view.trouble = "lost", f"run {view.spec.run} cannot be followed: {error}"
             elif message["say"] == "trouble":
                 view.trouble = message["message"]
             else:

@@ -497,6 +497,27 @@ def _defaults(session: Session, line: str) -> None:
     print(session.set_defaults(line))
 
 
+def _gc(session: Session, line: str) -> None:
+    parser = _Parser("gc")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--keep", type=_positive)
+    parser.add_argument("--all-flows", action="store_true")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    from flowbook.kernel.housekeeping import gc
+
+    gc(session, flow=given.flow, keep=given.keep, all_flows=given.all_flows, dry_run=given.dry_run)
+
+
+def _doctor(session: Session, line: str) -> None:
+    parser = _Parser("doctor")
+    parser.add_argument("--verify", action="store_true")
+    given = parser.parse(line)
+    from flowbook.kernel.doctor import doctor
+
+    doctor(session, verify=given.verify)
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "%flow run [STEP] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
@@ -518,6 +539,8 @@ COMMANDS: dict[str, Command] = {
     "artifacts": Command("%flow artifacts [RUN] [--flow F]", "what a run made, with sizes", _artifacts),
     "drop": Command("%flow drop STEP [--flow F]", "forget a step", _drop),
     "defaults": Command("%flow defaults [OPTIONS]", "options for all steps that do not set them", _defaults),
+    "gc": Command("%flow gc [--dry-run] [--keep N] [--all-flows] [--flow F]", "remove old runs and what only they used", _gc),
+    "doctor": Command("%flow doctor [--verify]", "whether all that flowbook needs works here; --verify reads every result", _doctor),
 }
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from flowbook.engine import events
 from flowbook.errors import DefinitionError, EngineError, Finding, StoreError
 from flowbook.kernel.cells import notebook_path
+from flowbook.kernel.display import ago_text
 from flowbook.kernel.engine import RunKey, RunView, environment, gone
 from flowbook.spec import flow as flows
 from flowbook.spec.flow import Spec
@@ -208,7 +209,7 @@ class Runs:
         end, name = self.end_of(flow, ids[-1]), f"run {ids[-1]} of {flow}"
         if end is not None:
             how, ago = _WORDS.get(end["state"], end["state"]), time.time() - end["at"]
-            return f"{name} {how} {_ago(ago)}: `%flow attach` brings back its names" if ended and ago < NEWS_S else None
+            return f"{name} {how} {ago_text(ago)}: `%flow attach` brings back its names" if ended and ago < NEWS_S else None
         counted = self._counted(flow, ids[-1], spec)
         if (flow, ids[-1]) in self._session.engine.driven(NEWS_TIMEOUT_S):
             return f"{name} is running{counted}: `%flow attach` brings back its display and names"
@@ -229,17 +230,6 @@ class Runs:
 
 
 _WORDS = {"stopped": "was stopped"}
-
-
-def _ago(seconds: float) -> str:
-    """How long ago, roughly.
-
-    >>> _ago(20), _ago(600), _ago(7300)
-    ('just now', '10 min ago', '2 h ago')
-    """
-    if seconds < 60:
-        return "just now"
-    return f"{seconds / 60:.0f} min ago" if seconds < 3600 else f"{seconds / 3600:.0f} h ago"
 
 
 def _listed(ids: list[str]) -> str:

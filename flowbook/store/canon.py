@@ -69,7 +69,16 @@ def content_key(
 
 
 def entry_key(entry: Mapping[str, Any]) -> str:
-    """The key of an artifact entry (docs/internals.md): of the value, where it is known, else of where its content is."""
+    """The key of an artifact entry (docs/internals.md): of the value, where it is known, else of where its content is.
+
+    Which names share an object with it counts, as it does inside a value.
+    """
+    found = _own_key(entry)
+    tied = [entry.get("alias"), *entry.get("shares", ())]
+    return short_hash(f"{found} {tied}") if any(tied) else found
+
+
+def _own_key(entry: Mapping[str, Any]) -> str:
     if found := entry.get("key"):
         return str(found)
     if entry.get("kind") == "json" and (found := content_key(entry["json"])) is not None:

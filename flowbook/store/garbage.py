@@ -75,6 +75,9 @@ def collect(
     report = Report(dry_run)
     for name in [flow] if flow is not None else list(store.names("flows")):
         _retire(store, name, keep_runs, min_age_s, report)
+    for key, age_s, _ in list(store.aged("probes/")) if not dry_run else ():
+        if age_s >= min_age_s:
+            store.delete(key)  # of a doctor that was killed
     if thorough or report.removed:
         _sweep_blobs(store, min_age_s, report)
     if isinstance(store, files.FilesStore) and store.root.is_dir() and not dry_run:

@@ -8,6 +8,7 @@
     flows/FLOW/RUN/STEP/TASK.COMMIT         created once: the result of a task
     flows/FLOW/RUN/STEP/TASK/K/output       what attempt K printed (bytes, stdout and stderr as they came)
     flows/FLOW/RUN/STEP/TASK/K/display.json rich output of attempt K
+    probes/NAME/N                           objects with which `%flow doctor` tries the store, removed at once
     blobs/HH/HASH                           artifacts, items, code, by content (sha256 in hex)
 
 A step name has no dot, so none of the names with run. can meet one. FLOW, STEP and RUN are identifiers checked at definition; no other part of a key comes from a user.
@@ -77,6 +78,10 @@ def output(flow: str, run: str, step: str, index: Index, attempt: int, part: str
 
 def display(flow: str, run: str, step: str, index: Index, attempt: int, part: str = "body") -> str:
     return f"flows/{flow}/{run}/{step}/{task_key(index, part)}/{attempt}/display.json"
+
+
+def probe(name: str, number: int) -> str:
+    return f"probes/{name}/{number}"
 
 
 def blob(digest: str) -> str:

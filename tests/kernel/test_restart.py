@@ -339,6 +339,14 @@ def test_an_engine_that_does_not_answer_drives_nothing(store: Store, tmp_path: P
         assert Engine(store).driven(timeout_s=0.05) == {}
 
 
+def test_events_that_cannot_be_understood_end_the_wait(store: Store) -> None:
+    engine, view = Engine(store), RunView(Spec("f", "1", ()))
+    engine.views["f", "1"] = view
+    engine._heard({"say": "events", "flow": "f", "run": "1", "events": [{"e": "launched", "at": 1.0, "step": "nobody", "index": []}]})
+
+    assert view.ended == "lost" and "cannot be followed" in str(view.trouble)
+
+
 def test_events_that_come_once_more_are_applied_once() -> None:
     view = RunView(Spec("f", "1", ()))
     for _ in range(2):

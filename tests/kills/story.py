@@ -87,7 +87,7 @@ class Story:
         (self.folder / "ran.txt").unlink(missing_ok=True)
 
     def committed(self, run: str) -> frozenset[str]:
-        """"STEP INDEX" of each COMMIT of a run."""
+        """ "STEP INDEX" of each COMMIT of a run."""
         top = self.store.root / "flows" / self.flow / run
         return frozenset(
             f"{path.parent.name} {path.name.removesuffix('.COMMIT')}" for path in top.glob("*/*.COMMIT") if path.parent.name != "run.log"
@@ -103,13 +103,17 @@ class Story:
         committed = self.committed(run)
         return Seen(committed, self.begun())
 
-    def wait_for(self, run: str, point: Point, over: Callable[[], bool]) -> None:
+    def over(self, run: str) -> bool:
+        """Whether nothing is left to be killed: the last COMMIT is there."""
+        return "total 0" in self.committed(run)
+
+    def wait_for(self, run: str, point: Point) -> None:
         """Until the point has come. Looks, and does not sleep."""
-        until(lambda: len(self.committed(run)) >= point.commits or over())
+        until(lambda: self.store.exists(layout.spec(self.flow, run)))
+        until(lambda: len(self.committed(run)) >= point.commits or self.over(run))
         for _ in range(point.looks):
-            if over():
+            if self.over(run):
                 return
-            self.committed(run)
 
     # ---- what must be true -----------------------------------------------------------------------------------------------
 
@@ -172,7 +176,7 @@ def fork_servers(engine: int) -> list[psutil.Process]:
     found = []
     for child in _children(engine):
         try:
-            if "--fork-server" in child.cmdline():
+            if _lives(child) and "--fork-server" in child.cmdline():
                 found.append(child)
         except psutil.Error:
             continue
@@ -183,7 +187,7 @@ def workers(engine: int) -> list[psutil.Process]:
     """The processes of attempts: children of fork servers, and children of the engine itself where it spawns."""
     servers = fork_servers(engine)
     own = [child for child in _children(engine) if child.pid not in {server.pid for server in servers}]
-    return own + [worker for server in servers for worker in _children(server.pid)]
+    return [each for each in own + [worker for server in servers for worker in _children(server.pid)] if _lives(each)]
 
 
 def kill(process: psutil.Process) -> None:
