@@ -24,7 +24,9 @@ def run(settings: Settings) -> Section:
         contestants = [Contestant("flowbook", "", lambda: above(own, "import flowbook"))]
         if settings.peers:
             name = f"metaflow {version_of('metaflow', 'metaflow')}"
-            contestants.append(Contestant(name, "", lambda: above(lambda code: run_peer("metaflow", ["-c", code], folder)[1], "import metaflow")))
+            contestants.append(
+                Contestant(name, "", lambda: above(lambda code: run_peer("metaflow", ["-c", code], folder)[1], "import metaflow"))
+            )
         contest = Contest("import: CPU milliseconds above those of a bare interpreter", "ms", False, contestants).hold(settings.rounds)
         loaded = subprocess.run(
             [sys.executable, "-c", f"import sys, flowbook; print([m for m in {UNWANTED} if m in sys.modules])"],

@@ -252,6 +252,19 @@ def test_a_killed_engine_takes_server_and_attempts_along_and_another_goes_on(eng
         other.close()
 
 
+def test_an_attempt_that_was_started_as_a_new_program_dies_with_the_engine_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(engine.folder)
+    (engine.folder / "threaded.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n")
+    one, pids, _ = waiting(engine)
+    client = engine.connect()
+    engine.start(client, one, imports=("threaded",))
+    eventually(lambda: len(noted(pids)) == 1)
+    assert psutil.Process(noted(pids)[0]).ppid() == engine.process.pid
+
+    engine.process.kill()
+    eventually(lambda: is_gone(noted(pids)[0]))
+
+
 def test_a_body_that_ends_by_a_signal_is_told_so_and_the_server_lives_on(engine: Engine) -> None:
     client = ran(engine, step("a", "import os\nos.kill(os.getpid(), 11)"), ended="failed")
     server = server_of(engine, client)

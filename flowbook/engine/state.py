@@ -512,7 +512,7 @@ class RunState:
         if state is None:
             raise InvalidTransition(f"{found.task} is {found.state} and cannot be {what}: {event}.{_story(found)}")
         attempt = f" {event['attempt']}" if event is not None and "attempt" in event else ""
-        found.story += f", {what}{attempt}" + (f" @{event['at']:.6g}" if event is not None else "")
+        found.story += f", {what}{attempt}" + (f" @{round(event['at'], 3)}" if event is not None else "")
         self._count(found, -1)
         found.state = state
         self._count(found, 1)
@@ -773,7 +773,7 @@ class RunState:
             self._unfinished -= 1
             found.done = True
         found.error, found.ended_at = error, at
-        found.story += f", failed with {by.task} @{at:.6g}"
+        found.story += f", failed with {by.task} @{round(at, 3)}"
         self._failures.append(found)
         if self._lose(found):
             self._start_failing(found)

@@ -79,6 +79,8 @@ def examine(session: Session, checks: Iterable[Check]) -> list[Found]:
         try:
             found += check(session)
         except Exception as error:
+            if isinstance(error, StoreError) and any(each.state == "bad" and each.text.startswith("the store ") for each in found):
+                continue  # told already
             name = check.__name__.strip("_").replace("_", " ")
             found.append(Found("bad", f"{name}: the check failed: {type(error).__name__}: {error}"))
     return found
@@ -173,6 +175,8 @@ def _store(session: Session) -> Iterator[Found]:
 
 def _free_space(session: Session) -> Iterator[Found]:
     usage = shutil.disk_usage(next(p for p in (session.root, *session.root.parents) if p.exists()))
+    if not usage.total:
+        return  # no disk of which that can be said
     text = f"{human_size(usage.free)} free on the store's disk ({100 * usage.free / usage.total:.0f} %)"
     if usage.free < LEAST_FREE_BYTES or usage.free < LEAST_FREE * usage.total:
         yield Found("warn", text, "`%flow gc --dry-run` says what could go; or use a store on another disk.")
@@ -324,7 +328,8 @@ def _engine(session: Session) -> Iterator[Found]:
         yield Found("ok", f"steps are started by spawn, which takes longer than fork: {fork['unsafe']}")
     else:
         servers = fork.get("servers") or 0
-        yield Found("ok", f"steps are started by fork ({servers} fork server{'s' * (servers != 1)})")
+        word = f"{servers} fork server{'s are' if servers != 1 else ' is'} up" if servers else "a fork server starts with the first run"
+        yield Found("ok", f"steps are started by fork ({word})")
 
 
 def _left_over(session: Session) -> Iterator[Found]:

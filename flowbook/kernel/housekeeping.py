@@ -112,11 +112,16 @@ def orphans(store: Store, older_than_s: float = LEFT_FOR_S) -> list[Orphan]:
     if not isinstance(store, FilesStore) or not (store.root / "local").is_dir():
         return []
     now, found = store.now(), []
-    for path, entry in registry.entries(store):
+    entries = list(registry.entries(store))
+    living = {entry.socket for _, entry in entries if lives(entry.pid)}
+    for path, entry in entries:
         folder = Path(entry.folder)
-        if lives(entry.pid) or entry.lives() or now - _touched(path) < older_than_s:
+        replaced = entry.socket in living  # by one that its kernel started in the same folder
+        if lives(entry.pid) or (entry.lives() and not replaced) or now - _touched(path) < older_than_s:
             continue
-        if _is_engine_folder(folder):
+        if replaced:
+            pass
+        elif _is_engine_folder(folder):
             found += [Orphan(inside, "scratch") for inside in folder.iterdir() if inside.name != "engine.log"]
         elif now - _touched(path) < FORGET_S:
             continue  # of another machine, it may be

@@ -22,10 +22,12 @@ def main() -> None:
         raise SystemExit(2) from None
     import faulthandler
 
-    from flowbook.worker import attempt, output
+    from flowbook.worker import attempt, forkserver, output
 
     faulthandler.enable()
     output.prepare_streams()
+    if "--serial" not in sys.argv[1:]:
+        forkserver.die_with_parent()
     if "--serial" in sys.argv[1:]:
         from flowbook.worker import serial
 

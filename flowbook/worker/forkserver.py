@@ -25,7 +25,6 @@ import os
 import signal
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -44,6 +43,12 @@ def serve(fd: int, run: Callable[[Order], NoReturn], prepare: Callable[[Order], 
     server = _Server(socket.socket(fileno=fd), prepare)
     order = server.until_forked()  # returns only in a forked process, so that nothing of this loop is below the body
     run(order)
+
+
+def die_with_parent() -> None:
+    """Let this process be killed when the one that started it ends, in whatever way. Linux only; elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class _Server:
@@ -109,9 +114,7 @@ class _Server:
             self._say({"say": "refused", "id": message["id"], "why": why})
         else:
             parent = os.getpid()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python 3.12 warns of threads, which were looked for
-                pid = os.fork()
+            pid = os.fork()
             if pid == 0:
                 self._become_attempt(parent, fds, message)
                 return {**order, "frames_fd": fds[1]}
