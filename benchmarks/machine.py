@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from benchmarks.book import scratch
+from benchmarks.book import scratch, touch_memory
 from benchmarks.measure import Fact, Section, Settings, amount, quantile
 
 MEGABYTES = 256
@@ -50,6 +50,7 @@ def timed(act: Callable[[], object]) -> float:
 
 
 def write(data: bytearray, sync: bool) -> float:
+    touch_memory(2 * len(data) // 1_000_000)
     with scratch() as folder, (folder / "file").open("wb", buffering=0) as file:
         started = time.perf_counter()
         view = memoryview(data)

@@ -94,7 +94,7 @@ def bench(tmp_path: Path) -> Bench:
 
 def step(name: str, source: str = "commit()", reads: str = "", **options: Any) -> Step:
     """`reads`: "x:maker y:maker"."""
-    fields = {key: options.pop(key) for key in ("saves", "host", "hosted", "scope", "plan_inputs", "key", "plan_key", "parts") if key in options}
+    fields = {key: options.pop(key) for key in ("saves", "host", "hosted", "scope", "plan_inputs", "key", "plan_key", "parts", "watch") if key in options}
     fields.setdefault("key", f"{name} {source}")
     inputs = tuple(Input(word.split(":")[0], (word.split(":")[1],)) for word in reads.split())
     return Step(name, source, f"<{name}>", f"Cell {name}", Options(**options), inputs=inputs, **fields)
@@ -557,6 +557,18 @@ def test_a_caught_result_and_a_damaged_one_are_made_again(bench: Bench) -> None:
 
     assert [h for h in bench.happened("2") if "reused" in h] == []
     assert sorted(launched(bench, "2")) == ["a", "b"]
+
+
+def test_a_result_that_lost_a_change_which_is_read_now_is_made_again(bench: Bench) -> None:
+    bench.drive(step("a"))
+    place = bench.folder / "project" / layout.commit("demo", "1", "a", ())
+    place.chmod(0o600)
+    place.write_text(json.dumps({"v": 1, "attempt": 0, "artifacts": {}, "changed": ["data"]}))
+
+    bench.drive(step("a", watch=(("data", "warn"),)), run="2")
+    bench.drive(step("a", watch=(("data", "error"),)), run="3")
+
+    assert (launched(bench, "2"), launched(bench, "3")) == ([], ["a"])
 
 
 def test_a_result_whose_blob_is_gone_is_made_again(bench: Bench) -> None:

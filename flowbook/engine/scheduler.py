@@ -461,7 +461,10 @@ class Run:
         """Take over the COMMIT of another run; None if it is there no more, damaged, or one whose error was caught."""
         try:
             commit = results_commit(self.store, self.flow, place.run, place.step, place.index, place.part)
-            if commit is None or commit.get("caught") or not all(self.store.keep(layout.blob(blob)) for blob in _blobs(commit)):
+            watched = {name for name, level in state.spec.step(task.step).watch if level == "error"}
+            if commit is None or commit.get("caught") or watched & set(commit.get("changed", ())):
+                return None  # the last: a change in place which was lost when nobody read it, and which somebody reads now
+            if not all(self.store.keep(layout.blob(blob)) for blob in _blobs(commit)):
                 return None
         except (StoreError, TypeError, AttributeError):
             return None  # damaged: it is made again

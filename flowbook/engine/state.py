@@ -342,14 +342,27 @@ class RunState:
                 found[name] = self._joined_key(self._need(name, step.base), task.index)
         return None if "?" in found.values() else found
 
-    def _joined_key(self, need: Need, index: Index) -> str:
-        node = self._node(need, index)
-        places = [index[: need[1]]]
-        if isinstance(node, Group):
-            places = [(*places[0], i) for i in range(node.fan.count)]
+    def _after_key(self, need: Need, index: Index) -> str:
+        """Of a step that is only to be waited for. What it did outside of its artifacts nobody can compare: it must not have run anew."""
         digest = hashlib.sha256()
-        for place in places:
-            found = self.tasks[Task(need[0], place)]
+        for found in self._below(need, index):
+            key = self.key(found.task) if found.state == "succeeded" and found.origin is not None else None
+            if key is None:
+                return "?"
+            digest.update(key[0].encode())
+        return digest.hexdigest()[:ID]
+
+    def _below(self, need: Need, index: Index) -> list[TaskState]:
+        """The task that a need leads to, or those directly below its group."""
+        node = self._node(need, index)
+        if isinstance(node, TaskState):
+            return [node]
+        prefix = index[: need[1]]
+        return [found for i in range(node.fan.count) if (found := self.tasks.get(Task(need[0], (*prefix, i)))) is not None]
+
+    def _joined_key(self, need: Need, index: Index) -> str:
+        digest = hashlib.sha256()
+        for found in self._below(need, index):
             key = (found.keys or {}).get("*", "?") if found.state == "succeeded" else json.dumps([found.state, _short(found.error, False)])
             if key == "?":
                 return "?"
@@ -362,6 +375,12 @@ class RunState:
         own = step.key if task.part == "body" else step.plan_key
         read = self.read_keys(task) if own and not step.options.always else None
         if read is None:
+            return None
+        if task.part == "body":
+            for name in step.options.after:
+                if name in self._steps and name not in read:
+                    read[name] = self._after_key(self._need(name, step.base), task.index)
+        if "?" in read.values():
             return None
         text = json.dumps([own, task.part, self.ids(task), sorted(read.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:32], read

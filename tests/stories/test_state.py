@@ -606,6 +606,15 @@ def test_a_task_has_no_key_where_one_of_what_it_reads_is_missing_or_where_it_alw
     assert story(flow(step("a"))).key(Task("a")) is None
 
 
+def test_what_comes_after_a_step_is_reused_only_with_it() -> None:
+    spec = flow(step("a", key="a"), step("b", after=("a",), key="b"))
+
+    assert story(spec, "a ok").key(Task("b")) is None
+    assert story(spec, "a reused").key(Task("b")) is not None
+    other = flow(step("a", key="edited"), step("b", after=("a",), key="b"))
+    assert key(story(spec, "a reused"), "b") != key(story(other, "a reused"), "b")
+
+
 @pytest.mark.parametrize(("fields", "no_cache", "looks"), [({}, False, True), ({"fresh": True}, False, False), ({}, True, False)])
 def test_fresh_and_no_cache_look_up_nothing_but_in_a_resume(fields: dict[str, Any], no_cache: bool, looks: bool) -> None:
     a = step("a", key="k", no_cache=no_cache)
