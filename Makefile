@@ -39,7 +39,7 @@ smoke: env
 	$(BIN)/python -m pytest -q $(SMOKE)
 
 bench: env
-	$(BIN)/python benchmarks/first_look.py
+	$(BIN)/python benchmarks/run.py
 
 # The newest versions that pyproject.toml allows, as pins for every system and Python; names no registry
 pins:

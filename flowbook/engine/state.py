@@ -363,6 +363,7 @@ class RunState:
     def _joined_key(self, need: Need, index: Index) -> str:
         digest = hashlib.sha256()
         for found in self._below(need, index):
+            digest.update(",".join(self.ids(found.task)).encode())  # the item can be read through a handle, too
             key = (found.keys or {}).get("*", "?") if found.state == "succeeded" else json.dumps([found.state, _short(found.error, False)])
             if key == "?":
                 return "?"

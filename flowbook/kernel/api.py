@@ -119,6 +119,7 @@ class Flow:
         *,
         flow: str | None = None,
         wait: bool = False,
+        fresh: bool = False,
         tag: str | Sequence[str] = (),
         max_parallel: int | None = None,
         **params: Any,
@@ -126,7 +127,7 @@ class Flow:
         from flowbook.kernel.magics import start
 
         tags = (tag,) if isinstance(tag, str) else tuple(tag)
-        return start(_session(), step=step, flow=flow, wait=wait, tags=tags, max_parallel=max_parallel, params=params)
+        return start(_session(), step=step, flow=flow, wait=wait, tags=tags, max_parallel=max_parallel, params=params, fresh=fresh)
 
     def resume(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False) -> RunHandle:
         from flowbook.kernel.magics import start_resume

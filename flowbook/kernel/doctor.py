@@ -27,7 +27,7 @@ from flowbook.errors import FlowbookError, StoreError
 from flowbook.kernel.cells import notebook_path
 from flowbook.kernel.display import STYLE
 from flowbook.kernel.engine import ping
-from flowbook.kernel.housekeeping import orphans
+from flowbook.kernel.housekeeping import counted, orphans
 from flowbook.kernel.names import human_size, interruptible
 from flowbook.spec.flow import task_name
 from flowbook.store import garbage, layout
@@ -286,9 +286,9 @@ def _size(session: Session) -> Iterator[Found]:
     runs = {flow: garbage.run_ids(store, flow) for flow in flows}
     of_runs = sum(each.size for each in store.aged("flows/"))
     blobs = [each.size for each in store.aged("blobs/")]
-    flows_text = f"{len(flows)} flow" + "s" * (len(flows) != 1)
     count = sum(map(len, runs.values()))
-    yield Found("ok", f"{count} runs of {flows_text} take {human_size(of_runs)}, their {len(blobs):,} blobs {human_size(sum(blobs))}")
+    have = f"{counted(count, 'run')} of {counted(len(flows), 'flow')} take {human_size(of_runs)}"
+    yield Found("ok", f"{have}, {counted(len(blobs), 'blob')} {human_size(sum(blobs))}")
     many = [flow for flow in flows if garbage.retention_due(store, flow, keep)]
     if many:
         word = ", ".join(many[:5]) + (", …" if len(many) > 5 else "")
@@ -317,8 +317,7 @@ def _engine(session: Session) -> Iterator[Found]:
             "warn", "an engine runs, but is not listed: a restarted kernel will not find it", f"Can {session.root}/local be written?"
         )
         return
-    open_runs = len(answer.get("runs") or ())
-    text = f"the engine answers (process {answer.get('pid')}, {open_runs} open run{'s' * (open_runs != 1)})"
+    text = f"the engine answers (process {answer.get('pid')}, {counted(len(answer.get('runs') or ()), 'open run')})"
     if answer.get("version") != __version__:
         yield Found("warn", f"{text}, but it is of flowbook {answer.get('version')}", "Restart the kernel once its runs have ended.")
     else:
@@ -337,9 +336,9 @@ def _left_over(session: Session) -> Iterator[Found]:
     engines = sum(orphan.kind == "engine" for orphan in left)
     folders = len(left) - engines
     if left:
-        words = [f"{engines} killed engine{'s' * (engines != 1)}"] * bool(engines) + [
-            f"{folders} file{'s' * (folders != 1)} or folders"
-        ] * bool(folders)
+        words = [counted(engines, "entry", "entries")] * bool(engines) + [counted(folders, "file or folder", "files and folders")] * bool(
+            folders
+        )
         yield Found("warn", f"killed engines left something: {', '.join(words)}", "`%flow gc` removes it.")
     else:
         yield Found("ok", "no killed engine has left anything")

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +245,35 @@ class Engine:
         """To our own engine, which is started if need be."""
         self._say(self._connect(), message)
 
-    def run(self, spec: Spec, environ: dict[str, str], cwd: str, sys_path: list[str], *, adopt: RunView | None = None) -> RunView:
-        """Let our engine drive a run; with `adopt`, the view of its log so far, one that its own engine left open."""
+    def warm(self, environ: dict[str, str], cwd: str, sys_path: list[str], imports: Sequence[str]) -> None:
+        """Let our engine get a fork server ready that has imported these modules. Returns at once; a hint, so it never fails."""
+        message = {"do": "warm", "env": environ, "cwd": cwd, "sys_path": sys_path, "imports": list(imports)}
+
+        def ask() -> None:
+            with contextlib.suppress(EngineError):  # a run will say it
+                self.send(message)
+
+        threading.Thread(target=ask, name="flowbook-warm", daemon=True).start()
+
+    def run(
+        self,
+        spec: Spec,
+        environ: dict[str, str],
+        cwd: str,
+        sys_path: list[str],
+        *,
+        adopt: RunView | None = None,
+        keep_runs: int = 0,
+    ) -> RunView:
+        """Let our engine drive a run; with `adopt`, the view of its log so far, one that its own engine left open.
+
+        `keep_runs`: so many runs of the flow are kept when it has ended, 0: all.
+        """
         key = (spec.flow, spec.run)
         view = adopt or RunView(spec)
         link = self._connect()
         message = {"do": "run", "flow": spec.flow, "run": spec.run, "env": environ, "cwd": cwd, "sys_path": sys_path}
+        message["keep_runs"] = keep_runs
         self._say(link, message | {"adopt": True} if adopt is not None else message)
         self._follow(link, key, view)
         return view

@@ -58,10 +58,10 @@ def told(report: Report, left: list[Orphan], left_bytes: int, seconds: float) ->
     if report.objects:
         lines.append(f"{verb} {report.objects:,} objects of runs, {human_size(report.object_bytes)}")
     if report.blobs:
-        lines.append(f"{verb} {_counted(report.blobs, 'blob')} that nothing refers to, {human_size(report.blob_bytes)}")
+        lines.append(f"{verb} {counted(report.blobs, 'blob')} that nothing refers to, {human_size(report.blob_bytes)}")
     if left:
         lines.append(
-            f"{verb} what killed engines left: {_counted(len(left), 'file or folder', 'files and folders')}, {human_size(left_bytes)}"
+            f"{verb} what killed engines left: {counted(len(left), 'file or folder', 'files and folders')}, {human_size(left_bytes)}"
         )
     lines = lines or ["nothing to remove"]
     freed = report.bytes + left_bytes
@@ -83,7 +83,7 @@ def _kept(report: Report) -> str:
         )
         reasons[reason] = reasons.get(reason, 0) + 1
     parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"; kept {_counted(len(report.kept), 'run')} ({parts})" if len(reasons) > 1 else f"; kept {_counted(len(report.kept), 'run')}"
+    return f"; kept {counted(len(report.kept), 'run')} ({parts})" if len(reasons) > 1 else f"; kept {counted(len(report.kept), 'run')}"
 
 
 def _runs(removed: Iterable[tuple[str, str]], flow: str) -> str:
@@ -97,10 +97,14 @@ def _runs(removed: Iterable[tuple[str, str]], flow: str) -> str:
             parts.append([run])
     words = [part[0] if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts]
     shown = ", ".join(words[:MOST_TOLD]) + (", …" if len(words) > MOST_TOLD else "")
-    return f"{_counted(len(runs), 'run')} of {flow}: {shown}"
+    return f"{counted(len(runs), 'run')} of {flow}: {shown}"
 
 
-def _counted(number: int, one: str, many: str = "") -> str:
+def counted(number: int, one: str, many: str = "") -> str:
+    """
+    >>> counted(1, "run"), counted(2000, "run"), counted(2, "entry", "entries")
+    ('1 run', '2,000 runs', '2 entries')
+    """
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 

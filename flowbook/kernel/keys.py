@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import DefinitionError, Finding
+from flowbook.kernel import reads
 from flowbook.kernel.capture import Captured
 from flowbook.spec.body import ast_key
 from flowbook.spec.flow import Input, Step
@@ -54,6 +55,7 @@ class Known:
     files: Mapping[str, Any] = field(default_factory=dict)
     space: Mapping[str, Any] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    folder: Path = field(default_factory=Path.cwd)
     life: str = ""
 
 
@@ -106,16 +108,17 @@ def _common(known: Known, local: _Local) -> Parts:
 
 def _body(step: Step, known: Known, local: _Local) -> Parts:
     o = step.options
-    told = [o.foreach.target if o.foreach else None, o.join, o.out, o.out_add, o.catch, o.always, sorted(o.after)]
-    parts = {"code": ast_key(step.source)[:22], "options": canon.short_hash(json.dumps(told))}
+    options = [o.foreach.target if o.foreach else None, o.join, o.out, o.out_add, o.catch, o.always, sorted(o.after)]
+    parts = {"code": ast_key(step.source)[:22], "options": canon.short_hash(json.dumps(options))}
     captures = _closed(_captured_inputs(step.inputs), known)  # Step.captures has those of the plans that the step hosts, too
     params = _params(known.reads.get(step.name, ()), captures, known)
     parts |= _captured(captures, known, local) | local.parts(known.imports.get(step.name, ())) | params
     for path, info in known.files.items():
         if any(fnmatch.fnmatch(path, pattern) for pattern in o.files):
             parts[f"file {path}"] = info["sha256"][:22]
-    reads = o.foreach or o.join or o.files or params or _made((*step.inputs, *step.plan_inputs)) or _data(captures, known)
-    return parts if reads or _told_otherwise(step) else parts | {"life": known.life}
+    parts |= _read_outside([step.source], captures, known)
+    told = o.foreach or o.join or o.files or params or _made((*step.inputs, *step.plan_inputs)) or _data(captures, known)
+    return parts if told or _told_otherwise(step) else parts | {"life": known.life}
 
 
 def _plan(step: Step, known: Known, local: _Local) -> Parts:
@@ -126,8 +129,15 @@ def _plan(step: Step, known: Known, local: _Local) -> Parts:
     params = _params(re.findall(r"\w+", " ".join(texts)), captures, known)
     parts = {"code": canon.short_hash(json.dumps([o.foreach.target if o.foreach else None, *map(ast_key, texts)]))}
     parts |= _captured(captures, known, local) | params
-    reads = params or _made(step.plan_inputs) or _data(captures, known)
-    return parts if reads or _told_otherwise(step) else parts | {"life": known.life}
+    told = params or _made(step.plan_inputs) or _data(captures, known)
+    return parts if told or _told_otherwise(step) else parts | {"life": known.life}
+
+
+def _read_outside(sources: Iterable[str], captures: Iterable[str], known: Known) -> Parts:
+    """Files and variables which the text names, in captured functions too. A step that only has these still is a source step."""
+    named = [name for name in captures if known.captured.names[name]["kind"] in ("function", "class")]
+    texts = [*sources, *(reads.source_of(known.space[name]) for name in named if name in known.space)]
+    return {name: canon.short_hash(told) for name, told in reads.state(texts, known.folder, known.environ).items()}
 
 
 def _captured(names: Iterable[str], known: Known, local: _Local) -> Parts:

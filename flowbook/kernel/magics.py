@@ -83,8 +83,9 @@ def start(
     tags: Sequence[str],
     max_parallel: int | None,
     params: dict[str, Any],
+    fresh: bool = False,
 ) -> RunHandle:
-    run, notes = session.run(step=step, flow=flow, params=params, tags=tags, max_parallel=max_parallel)
+    run, notes = session.run(step=step, flow=flow, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
     return _started(session, run, notes, wait)
 
 
@@ -167,6 +168,7 @@ def _run(session: Session, line: str) -> RunHandle:
     parser = _Parser("run")
     parser.add_argument("step", nargs="?")
     parser.add_argument("--wait", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("--max-parallel", type=_positive)
     parser.add_argument("--flow")
@@ -174,7 +176,16 @@ def _run(session: Session, line: str) -> RunHandle:
         parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), dest=f"param {name}", metavar="VALUE")
     given = parser.parse(line)
     params = {n: CommandLine(v) for n in defined.params if (v := getattr(given, f"param {n}")) is not None}
-    return start(session, step=given.step, flow=given.flow, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params)
+    return start(
+        session,
+        step=given.step,
+        flow=given.flow,
+        wait=given.wait,
+        tags=given.tag,
+        max_parallel=given.max_parallel,
+        params=params,
+        fresh=given.fresh,
+    )
 
 
 def _positive(text: str) -> int:
@@ -520,7 +531,7 @@ def _doctor(session: Session, line: str) -> None:
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
-        "%flow run [STEP] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
+        "%flow run [STEP] [--fresh] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
         "run the flow, or STEP and what it needs",
         _run,
     ),

@@ -190,6 +190,7 @@ class Session:
             raise
         linked = self.link(flow)
         notes += self.names.bind(flow, linked)
+        self.warm(source)
         return [*notes, self._summary(flow, linked, name)]
 
     def define_params(self, cell: str) -> list[str]:
@@ -230,6 +231,12 @@ class Session:
             if not (ran.cell_id and s.ran.cell_id == ran.cell_id) and not (not ran.cell_id and s.source.strip() == source.strip())
         ]
         flow.setups = [*kept, SetupCell(ran, source, body, f"<flowsetup {ran.count}>")]
+
+    def warm(self, source: str = "") -> None:
+        """Let the engine get a process ready that has imported what a cell imports. Nothing is waited for."""
+        modules = capture.imports_beforehand(capture.Captured(), (), [source]) if source else ()
+        if modules or not source:
+            self.engine.warm(environment(), os.getcwd(), list(sys.path), modules)
 
     def drop(self, name: str, flow_name: str | None = None) -> str:
         """Forget a step: its names, too, unless another step makes them."""
@@ -506,6 +513,7 @@ class Session:
             params=entries,
             files=files,
             space=self.shell.user_ns,
+            folder=self.folder,
             life=life,
         )
         steps = keys.keyed(steps, known)
@@ -617,7 +625,7 @@ class Session:
             defined, target=step, params=params, tags=tags, max_parallel=max_parallel, origin=origin, fresh=fresh
         )
         spec = self._take_number(spec)
-        view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path))
+        view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=self.settings.keep_runs)
         run = Run(spec, view, values)
         defined.runs.append(run)
         defined.at = None
@@ -944,6 +952,7 @@ def attach(shell: Any) -> Session:
     _session = Session(shell)
     magics.register(shell, _session)
     _session.engine.start()
+    _session.warm()
     with contextlib.suppress(FlowbookError):  # a run that cannot be read says so when it is asked for
         if (news := _session.runs.news(ended=magics.takes_input(shell))) is not None:
             print(news)

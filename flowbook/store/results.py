@@ -75,11 +75,11 @@ class Reader:
     def outer_item(self, flow: str, run: str, step: str, index: layout.Index, name: str) -> Mapping[str, Json] | None:
         """The entry of an item's name of a fan-out around the one in which a task runs: it stands in that fan-out's own task."""
         steps = self._spec(flow, run)
-        scope = steps.get(step, {}).get("scope", [])[: len(index) - 1]
+        scope = steps.get(step, {}).get("scope", [])[: len(index)]
         for depth in range(len(scope), 0, -1):
             outer = steps.get(scope[depth - 1], {})
             if name in outer.get("options", {}).get("foreach", {}).get("names", ()):
-                found = self._made(flow, run, outer["name"], index[:depth])
+                found = self.commit(run, outer["name"], index[:depth], flow=flow)
                 return found.get("artifacts", {}).get(name) if found else None
         return None
 
@@ -95,17 +95,6 @@ class Reader:
                 raise StoreError(f"{key} is damaged: it does not hold the spec of a run.") from None
             self._steps[flow, run] = {step["name"]: step for step in found}
         return self._steps[flow, run]
-
-    def _made(self, flow: str, run: str, step: str, index: layout.Index) -> dict[str, Json] | None:
-        """A task's COMMIT, wherever its run took it from."""
-        found = self.commit(run, step, index, flow=flow)
-        if found is not None:
-            return found
-        for key in self.store.list(layout.log_prefix(flow, run)):
-            for event in json.loads(self.store.get(key))["events"]:
-                if (event["e"], event.get("step"), event.get("index"), event.get("part")) == ("reused", step, list(index), None):
-                    return self.commit(event["run"], step, index, flow=flow)
-        return None
 
     def load(self, entry: Mapping[str, Json], name: str = "value") -> Any:
         return codec.load(self.store, entry, name=name, main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes)

@@ -240,7 +240,7 @@ def test_a_kernel_whose_engine_was_killed_tidies_up_and_starts_another(lab: Note
         assert time.monotonic() < deadline
     older(entry)
 
-    assert "! killed engines left something: 1 killed engine" in lab.ok("%flow doctor").text
+    assert "! killed engines left something: 1 entry" in lab.ok("%flow doctor").text
     assert "what killed engines left" in lab.ok("%flow gc").text
     assert not entry.exists() or json.loads(entry.read_text())["pid"] != engine.pid
     lab.ok("%flow run --wait")
@@ -259,7 +259,7 @@ def test_a_healthy_notebook_is_told_so_as_text_and_html(book: Notebook) -> None:
     assert [line for line in text.splitlines() if line.startswith(("!", "✗"))] == [], text
     for said in ("flowbook ", "Python 3", "ipykernel ", "format 1", "free on", "32 writers", "hard links", "clocks", "engine answers"):
         assert said in text
-    assert "1 runs of 1 flow" in text and text.endswith("all is well") and "steps are started by" in text
+    assert "1 run of 1 flow" in text and text.endswith("all is well") and "steps are started by" in text
     assert "<b " in shown["text/html"] and "32 writers" in shown["text/html"]
     assert list((book.folder / "store/default/probes").iterdir()) == []
 

@@ -61,6 +61,9 @@ class Point:
     looks: int
     choice: float  # which of several processes, as a part of 1
 
+    def __str__(self) -> str:
+        return f"{self.commits}+{self.looks}"
+
 
 def points(what: str) -> list[Point]:
     """The points for one kind of process, always the same."""
@@ -117,14 +120,15 @@ class Story:
 
     # ---- what must be true -----------------------------------------------------------------------------------------------
 
-    def check_whole(self, run: str, before: Seen) -> None:
-        """All results are there once and right, and nothing that had been committed `before` ran again."""
+    def check_whole(self, run: str, before: Seen, again: int) -> None:
+        """All results are there once and right; nothing that had been committed `before` ran again, and of the rest `again` at most."""
         state, log = self.state(run), self.log(run)
         assert state.ended == "succeeded", [e for e in log if e["e"] in ("failed", "lost")]
         assert self.committed(run) == frozenset(["start 0", "total 0", *(f"work {i}" for i in range(ITEMS))])
         settled = Counter(str(events.task_of(e)) for e in log if e["e"] in ("succeeded", "reused"))
         assert set(settled.values()) == {1} and len(settled) == TASKS
         self.check_not_again(before)
+        assert sum(self.begun().values()) <= TASKS + again, [task for task, times in self.begun().items() if times > 1]
         self.check_values(run)
         self.check_prefixes(run)
 
