@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flowbook.errors import StoreError, StoreReadOnly, StoreTooNew
-from flowbook.store import garbage, layout
+from flowbook.store import base, files, garbage, layout
 from flowbook.store.files import FilesStore
 from flowbook.store.garbage import MIN_AGE_S, Report, collect, retention_due
 from flowbook.store.memory import MemoryStore
@@ -270,6 +270,18 @@ def test_who_reuses_a_blob_saves_it(bench: Bench) -> None:
     bench.age("blobs/")
     assert bench.store.put_blob([b"x"]) == address  # a worker saves the same content
     collect(bench.store, 1)
+    assert bench.has(address)
+
+
+def test_large_content_that_is_known_without_its_size_is_saved_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"x" * 1000
+    address = base.digest([content])
+    bench.store.create(layout.blob(address), content)  # as a File value is stored
+    bench.age()
+    monkeypatch.setattr(files, "LARGE_BYTES", 1000)
+
+    assert bench.store.put_blob([content]) == address
+    collect(bench.store)
     assert bench.has(address)
 
 

@@ -187,7 +187,8 @@ class FilesStore:
             temp = self._write_temp(parts, 0o400)
             try:
                 key = layout.blob(address.result())
-                self._link(temp, self._path(key))
+                if not self._link(temp, self._path(key)):
+                    self.keep(key)  # known after all: stored as a file, or before sizes were marked
             finally:
                 _remove(temp)
         mark = self._size_mark(size)

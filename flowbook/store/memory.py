@@ -56,7 +56,7 @@ class MemoryStore:
 
     def keep(self, key: str) -> bool:
         with self._lock:
-            if (found := check_key(key) in self._objects):
+            if found := check_key(key) in self._objects:
                 self._used[key] = time.monotonic()
             return found
 

@@ -8,6 +8,7 @@ import pytest
 
 from flowbook.engine.events import task_of
 from flowbook.spec.flow import Foreach, Input, Step
+from flowbook.store import layout
 from tests.kills import story
 from tests.kills.story import POINTS, Point, Story, gone, kill, points, until
 from tests.test_engine_process import Engine, step
@@ -151,13 +152,15 @@ def test_the_story_is_whole_when_nothing_is_killed(drive: Drive) -> None:
     drive.story.check_whole(drive.run, drive.story.seen(drive.run), again=0)
 
 
-def test_what_ran_again_is_found_out(drive: Drive) -> None:
-    """The check itself: a task that runs a second time, or a COMMIT that is missing, is no whole story."""
+def test_the_checks_find_what_ran_again_and_what_is_missing(drive: Drive) -> None:
     drive.start()
     assert drive.wait() == "succeeded"
     before = drive.story.seen(drive.run)
     with (drive.folder / "ran.txt").open("ab") as ran:
         ran.write(b"work 7\n")
-
     with pytest.raises(AssertionError, match="ran again"):
+        drive.story.check_whole(drive.run, before, again=1)
+
+    drive.engine.store.delete(layout.commit("demo", drive.run, "work", (3,)))
+    with pytest.raises(AssertionError, match="work 3"):
         drive.story.check_whole(drive.run, before, again=1)

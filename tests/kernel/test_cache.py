@@ -1,0 +1,196 @@
+"""The cache as the one who edits a notebook meets it: each body notes that it ran, so reuse is seen and not believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.conftest import Notebook
+
+NOTE = "open('ran', 'a').write('{} ')\n"
+
+
+def ran(book: Notebook) -> list[str]:
+    """What ran since the last look."""
+    path = book.folder / "ran"
+    found = path.read_text().split() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return sorted(found)
+
+
+def define(book: Notebook, scale: int = 2, rates: str = "[1, 2]", body: str = "score = scale * lr") -> None:
+    book.ok(f"scale = {scale}")
+    book.ok(f"%%flowstep start\n{NOTE.format('start')}rates = {rates}")
+    book.ok(f'%%flowstep train --foreach "lr in rates"\n{NOTE.format("train")}{body}')
+    book.ok(f"%%flowstep pick --join train\n{NOTE.format('pick')}best = max(t.score for t in train)")
+
+
+def test_an_edited_notebook_runs_only_what_changed_and_says_why(book: Notebook) -> None:
+    define(book)
+    book.ok("%flow run")
+    assert ran(book) == ["pick", "start", "train", "train"]
+
+    shown = book.ok("%flow run").text
+    assert ran(book) == [] and "from run 1" in shown and "cached" in shown
+
+    define(book, body="# a comment\nscore = (scale *\n  lr)")
+    book.ok("%flow run")
+    assert ran(book) == []  # formatting does not count
+
+    define(book, rates="[0, 1, 2]")
+    shown = book.ok("%flow run").text
+    assert ran(book) == ["pick", "start", "train"]  # of the sweep only the new point
+    assert "code changed since run 3" in shown
+
+    define(book, scale=3, rates="[0, 1, 2]")
+    shown = book.ok("%flow run").text
+    assert ran(book) == ["pick", "train", "train", "train"] and "`scale` changed since run 4" in shown
+    assert book.value("best") == "6"
+
+
+def test_a_change_that_leads_to_the_same_value_goes_no_further(book: Notebook) -> None:
+    define(book)
+    book.ok("%flow run")
+    ran(book)
+
+    define(book, rates="list(range(1, 3))")
+    book.ok("%flow run")
+
+    assert ran(book) == ["start"]
+
+
+def test_fresh_no_cache_cache_key_and_cache_for(book: Notebook) -> None:
+    book.ok(f"%%flowstep a\n{NOTE.format('a')}x = 1")
+    book.ok(f"%%flowstep b --no-cache\n{NOTE.format('b')}y = x")
+    book.ok(f"%%flowstep c --cache-key day\n{NOTE.format('c')}z = 1")
+    book.ok(f"%%flowstep d --cache-for 1h\n{NOTE.format('d')}w = 1")
+    book.ok("day = 1")
+    book.ok("%flow run")
+    ran(book)
+
+    book.ok("%flow run")
+    assert ran(book) == ["b"]
+    book.ok("day = 2\n%flow run")
+    assert ran(book) == ["b", "c"]
+    book.ok("run = flow.run(fresh=True)")
+    assert ran(book) == ["a", "b", "c", "d"]
+    book.ok("%flow run --fresh")
+    assert ran(book) == ["a", "b", "c", "d"]
+
+
+def test_a_file_and_a_variable_that_a_cell_names_count(book: Notebook) -> None:
+    (book.folder / "data.csv").write_text("1")
+    book.ok(f"%%flowstep a\n{NOTE.format('a')}text = open('data.csv').read()")
+    book.ok("import os\nos.environ['MODE'] = 'x'")
+    book.ok(f"%%flowstep b\n{NOTE.format('b')}import os\nmode = os.environ['MODE']")
+    book.ok("%flow run")
+    ran(book)
+
+    (book.folder / "data.csv").write_text("22")
+    shown = book.ok("%flow run").text
+    assert ran(book) == ["a"] and "file data.csv changed" in shown and book.value("text") == "'22'"
+    book.ok("os.environ['MODE'] = 'y'\n%flow run")
+    assert ran(book) == ["b"] and book.value("mode") == "'y'"
+
+
+def test_a_new_kernel_takes_results_but_not_of_steps_that_read_nothing(tmp_path: Path) -> None:
+    ran_in = []
+    for _ in range(2):
+        book = Notebook(tmp_path)
+        try:
+            book.ok("%load_ext flowbook")
+            define(book)
+            book.ok("%flow run")
+            ran_in.append(ran(book))
+            assert book.value("best") == "4"
+        finally:
+            book.close()
+
+    assert ran_in == [["pick", "start", "train", "train"], ["start"]]
+
+
+def test_a_function_behind_a_function_a_class_and_a_module_count(book: Notebook) -> None:
+    (book.folder / "helper.py").write_text("def half(x):\n    return x / 2\n")
+    book.ok("import helper\nclass Unit:\n    name = 'm'\ndef inner(x):\n    return helper.half(x)\ndef outer(x):\n    return inner(x), Unit.name")
+    book.ok(f"%%flowstep a\n{NOTE.format('a')}value = outer(4)")
+    book.ok("%flow run")
+    assert ran(book) == ["a"] and book.value("value") == "(2.0, 'm')"
+
+    book.ok("class Unit:\n    name = 'm'\ndef inner(x):\n    # the same\n    return helper.half(x)")
+    book.ok("%flow run")
+    assert ran(book) == []
+    book.ok("class Unit:\n    name = 'km'")
+    book.ok("%flow run")
+    assert ran(book) == ["a"] and book.value("value") == "(2.0, 'km')"
+    (book.folder / "helper.py").write_text("def half(x):\n    return x / 2 + 0\n")
+    book.ok("%flow run")
+    assert ran(book) == ["a"]
+
+
+def test_an_item_draws_the_same_numbers_wherever_it_stands(book: Notebook) -> None:
+    def draw(names: str) -> str:
+        book.ok(f"%%flowstep start\nnames = {names}")
+        book.ok('%%flowstep each --foreach "name in names" --no-cache\nimport random\nx = random.random()')
+        book.ok("%%flowstep all_of --join each\ndrawn = {t.name: t.x for t in each}")
+        book.ok("%flow run")
+        return book.value("drawn['b']")
+
+    assert draw("['a', 'b']") == draw("['new', 'a', 'b']")
+    assert "equal" in book.ok("%flow check --serial").stdout
+
+
+def test_a_search_in_a_loop_runs_what_is_new(book: Notebook) -> None:
+    book.ok("%%flowparams\nk: int = 0")
+    book.ok(f"%%flowstep prepare\n{NOTE.format('prepare')}base = 100")
+    book.ok(f"%%flowstep fit\n{NOTE.format('fit')}score = base - (k - 2) ** 2")
+    book.ok("scores = {}\nfor k_now in (1, 2, 3, 2):\n    run = await flow.run(k=k_now)\n    scores[k_now] = run['score']")
+
+    assert book.value("scores") == "{1: 99, 2: 100, 3: 99}"
+    assert ran(book) == ["fit", "fit", "fit", "prepare"]
+
+
+def test_two_runs_at_once_share_what_is_equal(lab: Notebook) -> None:
+    lab.ok("%%flowparams\nk: int = 0")
+    lab.ok(f"%%flowstep slow\n{NOTE.format('slow')}import os, time\nwhile not os.path.exists('go'):\n    time.sleep(0.01)\nx = 1")
+    lab.ok(f"%%flowstep own\n{NOTE.format('own')}y = x + k")
+    lab.ok("one = flow.run(k=1)\ntwo = flow.run(k=2)")
+    lab.ok("open('go', 'w').close()\none.wait()\ntwo.wait()")
+
+    assert lab.value("one['y'], two['y']") == "(2, 3)"
+    assert ran(lab) == ["own", "own", "slow"]
+
+
+def test_an_instance_of_a_cells_class_stays_one_across_processes_cells_and_kernels(tmp_path: Path) -> None:
+    unit = "class Unit:\n    def __init__(self, n):\n        self.n = n\n    def __eq__(self, other):\n        return isinstance(other, Unit) and self.n == other.n"
+    for kernel in range(2):
+        book = Notebook(tmp_path)
+        try:
+            book.ok("%load_ext flowbook")
+            book.ok(unit)
+            book.ok("base = Unit(1)")
+            book.ok(f"%%flowstep make\n{NOTE.format('make')}made = [Unit(i) for i in range(3)]\nok = isinstance(base, Unit) and base == made[1]")
+            book.ok(f"%%flowstep use\n{NOTE.format('use')}same = all(isinstance(u, Unit) for u in made) and base in made and ok")
+            book.ok("%flow run")
+            book.ok(unit)  # the cell again, as people do
+            assert book.value("same, all(isinstance(u, Unit) for u in made), made[1] == Unit(1)") == "(True, True, True)"
+            assert ran(book) == ([] if kernel else ["make", "use"])
+        finally:
+            book.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--cache-key 'undefined_name + 1'", "--cache-key undefined_name + 1: NameError"),
+        ("--cache-key '(i for i in [1])'", "has no form by which it could be told"),
+        ("--cache-key '1 +'", "--cache-key"),
+        ("--cache-for soon", "--cache-for"),
+        ("--no-cache --cache-for 1h", "--no-cache"),
+    ],
+)
+def test_bad_cache_options_are_refused_with_the_place(book: Notebook, options: str, says: str) -> None:
+    cell = book.run(f"%%flowstep a {options}\nx = 1")
+    text = cell.error or book.fails("%flow run")
+
+    assert says in text and "Cell In[" in text
