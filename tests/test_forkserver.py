@@ -37,9 +37,7 @@ def fan(source: str, count: int, saves: tuple[str, ...] = ()) -> tuple[Step, Ste
     start = Step("start", f"xs = list(range({count}))", "<start>", "Cell 1", saves=("xs",), certain=("xs",), hosted=("each",))
     options = Options(foreach=Foreach("x", "xs", ("x",)))
     plan = (Input("xs", ("start",)),)
-    return start, Step(
-        "each", source, "<each>", "Cell 2", options, ("each",), plan_inputs=plan, host="start", saves=saves, certain=saves
-    )
+    return start, Step("each", source, "<each>", "Cell 2", options, ("each",), plan_inputs=plan, host="start", saves=saves, certain=saves)
 
 
 def ran(engine: Engine, *steps: Step, run: str = "1", ended: str = "succeeded", **fields: Any) -> Connection:
@@ -109,7 +107,9 @@ def test_generators_are_seeded_anew_in_each_process(engine: Engine) -> None:
 
 def test_an_import_that_starts_threads_makes_attempts_start_as_new_programs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(engine.folder)
-    (engine.folder / "threaded.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n")
+    (engine.folder / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    )
     source = "import os, threading\nme = [os.getppid(), threading.active_count()]"
     client = ran(engine, step("a", source, ("me",)), imports=("threaded",))
     first = values(engine, "me", "a")
@@ -188,7 +188,9 @@ def test_what_a_body_leaves_running_in_its_session_ends_with_it(engine: Engine) 
     source = "import subprocess\nleft = subprocess.Popen(['sleep', '1000']).pid"
     ran(engine, step("a", source, ("left",)))
 
-    eventually(lambda: not psutil.pid_exists(values(engine, "left", "a")) or psutil.Process(values(engine, "left", "a")).status() == "zombie")
+    eventually(
+        lambda: not psutil.pid_exists(values(engine, "left", "a")) or psutil.Process(values(engine, "left", "a")).status() == "zombie"
+    )
 
 
 # ---- deaths ---------------------------------------------------------------------------------------------------------------
@@ -254,7 +256,9 @@ def test_a_killed_engine_takes_server_and_attempts_along_and_another_goes_on(eng
 
 def test_an_attempt_that_was_started_as_a_new_program_dies_with_the_engine_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(engine.folder)
-    (engine.folder / "threaded.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n")
+    (engine.folder / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    )
     one, pids, _ = waiting(engine)
     client = engine.connect()
     engine.start(client, one, imports=("threaded",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_the_state_changes_with_the_file_the_folder_and_the_variable(tmp_path: P
     os.utime(tmp_path / "data" / "new.csv", (1, 1))
     seen.append(state())
     seen.append(state("y"))
-    assert all(a != b for a, b in zip(seen, seen[1:], strict=False)) and state("y") == seen[-1]
+    assert all(a != b for a, b in itertools.pairwise(seen)) and state("y") == seen[-1]
 
 
 def test_the_text_of_what_has_none_is_empty() -> None:

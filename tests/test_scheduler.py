@@ -94,7 +94,11 @@ def bench(tmp_path: Path) -> Bench:
 
 def step(name: str, source: str = "commit()", reads: str = "", **options: Any) -> Step:
     """`reads`: "x:maker y:maker"."""
-    fields = {key: options.pop(key) for key in ("saves", "host", "hosted", "scope", "plan_inputs", "key", "plan_key", "parts", "watch") if key in options}
+    fields = {
+        key: options.pop(key)
+        for key in ("saves", "host", "hosted", "scope", "plan_inputs", "key", "plan_key", "parts", "watch")
+        if key in options
+    }
     fields.setdefault("key", f"{name} {source}")
     inputs = tuple(Input(word.split(":")[0], (word.split(":")[1],)) for word in reads.split())
     return Step(name, source, f"<{name}>", f"Cell {name}", Options(**options), inputs=inputs, **fields)
@@ -491,7 +495,7 @@ def test_a_resume_takes_what_ended_well_and_runs_the_rest(bench: Bench) -> None:
 
 def test_a_sweep_with_one_more_item_in_front_runs_that_item(bench: Bench) -> None:
     def items(letters: str) -> tuple[Step, ...]:
-        start, train, best = sweep(len(letters), "commit(y=order['ids'])")
+        _start, train, best = sweep(len(letters), "commit(y=order['ids'])")
         plan = {"count": len(letters), "items": "h", "ids": "".join(c * 22 for c in letters)}
         return step("start", f"plans['train'] = {plan}\ncommit(xs=1)", saves=("xs",), hosted=("train",)), train, best
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowbook.engine import events
 from flowbook._version import __version__
+from flowbook.engine import events
 from flowbook.engine.scheduler import Machine, Place, Run
 from flowbook.errors import StoreError
 from flowbook.store import layout

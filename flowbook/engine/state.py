@@ -275,7 +275,11 @@ class RunState:
     def attempts_left(self, task: Task) -> bool:
         """Whether a failure of the attempt that runs now would be tried again."""
         found = self.tasks[task]
-        return found.attempts - found.losses <= self._steps[task.step].options.retry.times and self._may_start(found) and task not in self._cancels
+        return (
+            found.attempts - found.losses <= self._steps[task.step].options.retry.times
+            and self._may_start(found)
+            and task not in self._cancels
+        )
 
     def order_inputs(self, task: Task) -> tuple[dict[str, Json], dict[str, Json], Json, list[Json]]:
         """The parts "inputs", "joins", "item" and "failures" of an ORDER."""

@@ -272,7 +272,7 @@ class Engine:
         key = (spec.flow, spec.run)
         view = adopt or RunView(spec)
         link = self._connect()
-        message = {"do": "run", "flow": spec.flow, "run": spec.run, "env": environ, "cwd": cwd, "sys_path": sys_path}
+        message: dict[str, Any] = {"do": "run", "flow": spec.flow, "run": spec.run, "env": environ, "cwd": cwd, "sys_path": sys_path}
         message["keep_runs"] = keep_runs
         self._say(link, message | {"adopt": True} if adopt is not None else message)
         self._follow(link, key, view)

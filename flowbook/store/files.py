@@ -6,7 +6,7 @@ fsync unless `durable`: results survive killed processes, not a loss of power.
 """
 
 # Paths are plain strings here: the commit of a small task is a few system calls, and Path would double its time.
-# ruff: noqa: PTH101, PTH103, PTH105, PTH108, PTH112, PTH113, PTH116, PTH120, PTH121, PTH123
+# ruff: noqa: PTH101, PTH103, PTH105, PTH108, PTH110, PTH112, PTH113, PTH116, PTH120, PTH121, PTH123
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -35,7 +36,7 @@ MESSAGE_BYTES = 1 << 20
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def serve(fd: int, run: Callable[[Order], NoReturn], prepare: Callable[[Order], Iterable[str]] = lambda order: ()) -> NoReturn:
+def serve(fd: int, run: Callable[[Order], Json], prepare: Callable[[Order], Iterable[str]] = lambda order: ()) -> NoReturn:
     """Serve until the engine closes its end of the socket. `run` carries out an order in its own process and ends that.
 
     `prepare` is called here before the fork and gives the modules to import; what it keeps in memory, attempts find there.
@@ -43,6 +44,7 @@ def serve(fd: int, run: Callable[[Order], NoReturn], prepare: Callable[[Order], 
     server = _Server(socket.socket(fileno=fd), prepare)
     order = server.until_forked()  # returns only in a forked process, so that nothing of this loop is below the body
     run(order)
+    os._exit(0)
 
 
 def die_with_parent() -> None:
@@ -69,15 +71,13 @@ class _Server:
         signal.set_wakeup_fd(self._wake)
         self._freeze()
         self._say({"say": "ready", "unsafe": self._why_unsafe()})
-        import select
-
         while True:
-            ready, _, _ = select.select([self._socket, wake_read], [], [])
+            ready = select.select([self._socket.fileno(), wake_read], [], [])[0]
             if wake_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)
                 self._reap()
-            if self._socket in ready and (order := self._hear()) is not None:
+            if self._socket.fileno() in ready and (order := self._hear()) is not None:
                 os.close(wake_read)
                 return order
 

@@ -112,7 +112,9 @@ def test_a_new_kernel_takes_results_but_not_of_steps_that_read_nothing(tmp_path:
 
 def test_a_function_behind_a_function_a_class_and_a_module_count(book: Notebook) -> None:
     (book.folder / "helper.py").write_text("def half(x):\n    return x / 2\n")
-    book.ok("import helper\nclass Unit:\n    name = 'm'\ndef inner(x):\n    return helper.half(x)\ndef outer(x):\n    return inner(x), Unit.name")
+    book.ok(
+        "import helper\nclass Unit:\n    name = 'm'\ndef inner(x):\n    return helper.half(x)\ndef outer(x):\n    return inner(x), Unit.name"
+    )
     book.ok(f"%%flowstep a\n{NOTE.format('a')}value = outer(4)")
     book.ok("%flow run")
     assert ran(book) == ["a"] and book.value("value") == "(2.0, 'm')"
@@ -169,7 +171,9 @@ def test_an_instance_of_a_cells_class_stays_one_across_processes_cells_and_kerne
             book.ok("%load_ext flowbook")
             book.ok(unit)
             book.ok("base = Unit(1)")
-            book.ok(f"%%flowstep make\n{NOTE.format('make')}made = [Unit(i) for i in range(3)]\nok = isinstance(base, Unit) and base == made[1]")
+            book.ok(
+                f"%%flowstep make\n{NOTE.format('make')}made = [Unit(i) for i in range(3)]\nok = isinstance(base, Unit) and base == made[1]"
+            )
             book.ok(f"%%flowstep use\n{NOTE.format('use')}same = all(isinstance(u, Unit) for u in made) and base in made and ok")
             book.ok("%flow run")
             book.ok(unit)  # the cell again, as people do

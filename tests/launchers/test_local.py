@@ -277,7 +277,9 @@ def test_a_large_frame_and_one_without_line_end_arrive(bench: Bench) -> None:
 
 
 def test_the_scratch_folder_is_the_attempts_own_and_goes_with_it(bench: Bench) -> None:
-    bench.run("os.mkdir(order['scratch']); open(order['scratch'] + '/big', 'w').write('x'); print(order['scratch'], os.path.isdir(order['scratch']))")
+    bench.run(
+        "os.mkdir(order['scratch']); open(order['scratch'] + '/big', 'w').write('x'); print(order['scratch'], os.path.isdir(order['scratch']))"
+    )
 
     path, was_there = bench.text.split()
     assert was_there == "True"
