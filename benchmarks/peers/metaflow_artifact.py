@@ -3,7 +3,9 @@
 import json
 import resource
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy
 from metaflow import FlowSpec, Parameter, current, step
@@ -12,7 +14,7 @@ from metaflow.datastore.task_datastore import TaskDataStore
 save_artifacts = TaskDataStore.save_artifacts
 
 
-def measured(self, artifacts, *args, **kwargs):
+def measured(self: Any, artifacts: Iterable[tuple[str, Any]], *args: Any, **kwargs: Any) -> Any:
     artifacts = list(artifacts)
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     found = save_artifacts(self, artifacts, *args, **kwargs)
@@ -30,7 +32,7 @@ class ArtifactFlow(FlowSpec):
     megabytes = Parameter("megabytes", default=256)
 
     @step(start=True, end=True)
-    def make(self):
+    def make(self) -> None:
         self.a = numpy.random.default_rng(time.time_ns()).random(self.megabytes * 125_000)
 
 

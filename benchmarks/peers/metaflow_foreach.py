@@ -1,5 +1,7 @@
 """metaflow: a foreach of no-ops and its join."""
 
+from typing import Any
+
 from metaflow import FlowSpec, Parameter, step
 
 
@@ -7,22 +9,22 @@ class ForeachFlow(FlowSpec):
     count = Parameter("count", default=60)
 
     @step
-    def start(self):
+    def start(self) -> None:
         self.items = list(range(self.count))
         self.next(self.each, foreach="items")
 
     @step
-    def each(self):
+    def each(self) -> None:
         self.done = self.input
         self.next(self.gather)
 
     @step
-    def gather(self, inputs):
+    def gather(self, inputs: Any) -> None:
         self.found = sum(task.done >= 0 for task in inputs)
         self.next(self.end)
 
     @step
-    def end(self):
+    def end(self) -> None:
         assert self.found == self.count
 
 

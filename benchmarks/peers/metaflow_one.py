@@ -7,7 +7,7 @@ class OneFlow(FlowSpec):
     turn = Parameter("turn", default=0)
 
     @step(start=True, end=True)
-    def one(self):
+    def one(self) -> None:
         self.value = self.turn + 1
 
 
