@@ -67,6 +67,7 @@ def run(settings: Settings) -> Section:
             opening.append(Contestant(f"{name}: the artifact's .data", "", metaflow_reopen))
         saved = Contest(f"{megabytes} MB of float64 noise saved: MB of it a second", "MB/s", True, saving).hold(settings.rounds)
         opened = Contest(f"{megabytes} MB opened in another process: milliseconds", "ms", False, opening).hold(settings.rounds)
+        kernel.seconds(f"assert numpy.array_equal(a, {noise(str(turn), megabytes)})")
     with scratch() as place:
         alone = store_level(place, megabytes)
     facts = [
@@ -81,17 +82,21 @@ def run(settings: Settings) -> Section:
     return Section("artifact", [saved, opened], facts, notes)
 
 
+def noise(seed: str, megabytes: int) -> str:
+    """The expression that makes the array."""
+    return f"numpy.random.default_rng({seed}).random({megabytes * 125_000})"
+
+
 def define(kernel: Kernel, megabytes: int) -> None:
-    count = megabytes * 125_000
     kernel.seconds("%load_ext flowbook", "%%flowparams\nturn: int = 0", "import numpy")
-    kernel.seconds(f"%%flowstep make\nimport numpy\na = numpy.random.default_rng(turn).random({count})")
+    kernel.seconds(f"%%flowstep make\nimport numpy\na = {noise('turn', megabytes)}")
 
 
 def unchanged(megabytes: int) -> Fact:
     """What a second run adds to the store when it makes the very same array, and the cache does not answer."""
     with scratch() as folder, Kernel(folder / "kernel") as kernel:
         define(kernel, megabytes)
-        kernel.seconds(f"%%flowstep make --no-cache\nimport numpy\na = numpy.random.default_rng(7).random({megabytes * 125_000})")
+        kernel.seconds(f"%%flowstep make --no-cache\nimport numpy\na = {noise('7', megabytes)}")
         touch_memory(TOUCHED * megabytes)
         kernel.seconds("%flow run --wait")
         before = _bytes_below(folder)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -190,7 +190,7 @@ class EngineProcess:
         self._lines = self._socket.makefile("rb")
         self._runs = 0
 
-    def foreach(self, items: int, watch: Any = None) -> float:
+    def foreach(self, items: int, watch: Callable[[], None] | None = None) -> float:
         """Seconds of a run of `items` no-ops and a join, from the request to the run's end. `watch` is called at each message."""
         self._runs += 1
         run = str(self._runs)
@@ -215,6 +215,11 @@ class EngineProcess:
 
     def cpu_s(self) -> float:
         return tree_cpu(self._process.pid)
+
+    def own_cpu_s(self) -> float:
+        """CPU seconds so far of the engine process itself."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def rss_mb(self) -> float:
         """Memory of the engine process itself, in MB of 10**6 bytes."""
