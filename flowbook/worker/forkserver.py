@@ -16,7 +16,6 @@ with the engine. What attempts leave behind by daemons of their own is adopted h
 
 from __future__ import annotations
 
-import _signal
 import contextlib
 import ctypes
 import gc
@@ -131,10 +130,9 @@ class _Server:
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)  # it has died meanwhile
-        # The functions of C: those of `signal` make enums of numbers, which costs a small task a tenth of its memory.
-        _signal.set_wakeup_fd(-1)
-        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.close(self._wake)
         self._socket.close()
         for stream in (1, 2):
