@@ -154,6 +154,8 @@ class Kernel:
                 process.kill()
             except psutil.NoSuchProcess:
                 pass
+        for entry in self.folder.glob("store/*/local/engines/*.json"):
+            shutil.rmtree(json.loads(entry.read_bytes())["folder"], ignore_errors=True)
 
     def _send(self, cell: str) -> str:
         # Input is possible, as in JupyterLab: `%flow run` returns at once.

@@ -72,9 +72,11 @@ def define(kernel: Kernel, items: int) -> None:
 
 
 def growth(settings: Settings) -> list[Fact]:
-    """How time and memory of the engine grow with the width."""
+    """How time, CPU and memory of the engine grow with the width. The best of some rounds: another program only adds to them."""
     widths = [settings.scaled(width, 10) for width in WIDTHS]
+    widest = widths[-1]
     times: dict[int, list[float]] = {width: [] for width in widths}
+    spent: dict[int, list[float]] = {width: [] for width in widths}
     with scratch() as folder, EngineProcess(folder / "engine") as engine:
         engine.foreach(10)  # warm: its fork server runs, its modules are loaded
         before = most = engine.rss_mb()
@@ -83,17 +85,21 @@ def growth(settings: Settings) -> list[Fact]:
             nonlocal most
             most = max(most, engine.rss_mb())
 
-        for turn in range(1 + settings.rounds // 3):
+        engine.foreach(widest, watch)
+        after = engine.rss_mb()
+        for _ in range(1 + settings.rounds // 3):
             for width in widths:
-                times[width].append(engine.foreach(width, watch if turn == 0 and width == widths[-1] else None))
-                if turn == 0 and width == widths[-1]:
-                    after = engine.rss_mb()
-    best = [min(times[width]) for width in widths]  # another program can only make it longer
+                cpu_s = engine.cpu_s()
+                times[width].append(engine.foreach(width))
+                spent[width].append(engine.cpu_s() - cpu_s)
+    best = [min(times[width]) for width in widths]
+    least = [min(spent[width]) for width in widths]
     each = ", ".join(f"{width:,}: {seconds:.1f} s" for width, seconds in zip(widths, best, strict=True))
     return [
-        Fact(f"time by width, engine alone, best of {len(times[widths[0]])} rounds", each),
-        Fact(f"exponent of time over width, {widths[0]:,} to {widths[-1]:,}", f"{exponent(widths, best):.3f}"),
-        Fact(f"engine's memory while a run of {widths[-1]:,} is open, above that of a warm engine", f"{most - before:+.1f} MB"),
+        Fact(f"time by width, engine alone, best of {len(times[widest])} rounds", each),
+        Fact(f"exponent of time over width, {widths[0]:,} to {widest:,}", f"{exponent(widths, best):.3f}"),
+        Fact("exponent of CPU over width", f"{exponent(widths, least):.3f}"),
+        Fact(f"engine's memory while a run of {widest:,} is open, above that of a warm engine", f"{most - before:+.1f} MB"),
         Fact("the same after that run", f"{after - before:+.1f} MB"),
     ]
 

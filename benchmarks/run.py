@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[0] = str(ROOT)  # the modules here are called benchmarks.NAME, wherever this is started
+if not __package__:  # started as a file: the modules here are called benchmarks.NAME all the same
+    sys.path[0] = str(ROOT)
 
 from benchmarks.measure import Settings, report  # noqa: E402
 from flowbook import __version__  # noqa: E402

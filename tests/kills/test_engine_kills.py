@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ class Drive:
 
     def adopt(self) -> None:
         """A new engine goes on with the run."""
-        self.engine.close()
+        self.close()
         self.engine = Engine(self.folder)
         self.client = self.engine.connect()
         env, path = self.engine.env, [str(Path(__file__).parents[2])]
@@ -70,6 +71,7 @@ class Drive:
     def close(self) -> None:
         self.client.socket.close()
         self.engine.close()
+        shutil.rmtree(self.engine.sockets)
 
 
 @pytest.mark.parametrize("point", points("engine"), ids=str)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -51,6 +53,8 @@ class Drive:
     def close(self) -> None:
         self.kernel.close()
         end_processes_of(self.folder / "store")
+        for entry in self.folder.glob("store/default/local/engines/*.json"):
+            shutil.rmtree(json.loads(entry.read_bytes())["folder"], ignore_errors=True)
 
 
 @pytest.mark.parametrize("point", points("kernel"), ids=str)
