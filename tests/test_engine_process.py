@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -106,6 +107,7 @@ class Engine:
                 self.process.kill()
         self.process.wait()
         self.log.close()
+        shutil.rmtree(self.sockets, ignore_errors=True)  # an engine that was killed leaves it
 
 
 @pytest.fixture
@@ -390,3 +392,14 @@ def test_old_runs_go_when_enough_have_gathered(engine: Engine) -> None:
         client.until(lambda run=run: client.ended(run) is not None)  # type: ignore[misc]
 
     client.until(lambda: list(engine.store.names("flows/demo")) == ["7", "8"])
+
+
+def test_an_engine_that_ends_as_it_should_leaves_nothing_in_the_temp_folder(engine: Engine) -> None:
+    client = engine.connect()
+    engine.start(client, QUICK)
+    client.send(do="follow", flow="demo", run="1")
+    client.until(lambda: client.ended() is not None)
+    client.socket.close()
+
+    assert engine.process.wait(30) == 0
+    assert not engine.sockets.exists()

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,17 @@ async def serve(store: Store, path: Path, capacity: Capacity | None, notebook: s
     finally:
         if entered is not None:
             entered.unlink(missing_ok=True)
+    leave(path.parent)
+
+
+def leave(folder: Path) -> None:
+    """Remove what this engine wrote into its folder, and the folder if nothing else is there. After a crash it stays, to be read."""
+    for scratch in folder.glob("scratch-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for name in ("engine.log", "fork.log"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def read_capacity(text: str) -> Capacity:

@@ -195,7 +195,7 @@ class Engine:
         return None
 
     def _start_process(self) -> None:
-        if self._folder is None:
+        if self._folder is None or not self._folder.is_dir():  # an engine that ended as it should takes its folder away
             # A socket's path may have 107 bytes, which a user's data folder can exceed; hence the temp folder.
             self._folder = Path(tempfile.mkdtemp(prefix="flowbook-"))
         path = self._folder / "engine.sock"

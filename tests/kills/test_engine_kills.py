@@ -71,7 +71,7 @@ class Drive:
     def close(self) -> None:
         self.client.socket.close()
         self.engine.close()
-        shutil.rmtree(self.engine.sockets)
+        shutil.rmtree(self.engine.sockets, ignore_errors=True)
 
 
 @pytest.mark.parametrize("point", points("engine"), ids=str)
