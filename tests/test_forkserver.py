@@ -309,3 +309,32 @@ def test_a_server_is_made_ready_before_there_is_work(engine: Engine) -> None:
     ran(engine, step("a", "import os, sys\nme = [os.getppid(), 'wave' in sys.modules]", ("me",)))
 
     assert values(engine, "me", "a") == [server, True]
+
+
+# ---- imports that end or hold up the server -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("does", ["os._exit(7)", "os.kill(os.getpid(), 9)", "time.sleep(1000)"])
+def test_an_import_that_kills_or_holds_up_the_server_does_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    """In the server only: the body does not import it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "bad_one.py").write_text(f"import os, time\n{does}\n")
+    engine = Engine(tmp_path, FLOWBOOK_FORK_START_S="2")
+    try:
+        client = ran(engine, step("a", "x = 1", ("x",)), imports=("bad_one",))
+        assert [e["e"] for e in client.events()].count("lost") == 1
+    finally:
+        engine.close()
+
+
+def test_what_a_module_does_at_the_end_of_its_process_is_not_done_by_each_attempt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(engine.folder)
+    (engine.folder / "keeper.py").write_text(
+        "import atexit, shutil, tempfile, weakref\nD = tempfile.mkdtemp()\natexit.register(shutil.rmtree, D, True)\n"
+        "class T: pass\nt = T()\nE = tempfile.mkdtemp()\nweakref.finalize(t, shutil.rmtree, E, True)\n"
+    )
+    source = "import os, keeper, atexit\nthere = [os.path.isdir(keeper.D), os.path.isdir(keeper.E)]\natexit.register(open(f'own{x}', 'w').write, 'done')"
+    ran(engine, *fan(source, 3, saves=("there",)), imports=("keeper", "logging", "multiprocessing.util"))
+
+    assert [values(engine, "there", "each", i) for i in range(3)] == [[True, True]] * 3
+    assert [(engine.folder / f"own{i}").exists() for i in range(3)] == [True] * 3

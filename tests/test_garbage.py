@@ -71,6 +71,11 @@ class Bench:
         return self.store.exists(layout.blob(address))
 
 
+def collect_all(*args: Any, **options: Any) -> Report:
+    """As if every run were old."""
+    return collect(*args, spare_young=False, **options)
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
@@ -83,7 +88,7 @@ def test_the_last_runs_are_kept_and_the_others_removed_whole(bench: Bench) -> No
     for number in range(1, 13):
         bench.run(number, x=b"of %d" % number)
 
-    report = collect(bench.store, 3)
+    report = collect_all(bench.store, 3)
 
     assert bench.runs() == ["10", "11", "12"]
     assert report.removed == [("demo", str(n)) for n in range(1, 10)]
@@ -99,7 +104,7 @@ def test_tagged_open_and_used_runs_are_kept_and_say_why(bench: Bench) -> None:
     bench.run(5, reused="3")
     bench.run(6)
 
-    report = collect(bench.store, 2)
+    report = collect_all(bench.store, 2)
 
     assert bench.runs() == ["1", "2", "3", "5", "6"]
     assert report.kept["demo", "1"] == "tagged paper, best"
@@ -112,7 +117,7 @@ def test_a_run_that_has_only_its_spec_is_open(bench: Bench) -> None:
     bench.store.create(layout.spec("demo", "1"), b"{}")
     bench.run(2)
 
-    assert collect(bench.store, 1).removed == []
+    assert collect_all(bench.store, 1).removed == []
 
 
 def test_what_a_removed_run_used_is_removed_with_it(bench: Bench) -> None:
@@ -120,7 +125,7 @@ def test_what_a_removed_run_used_is_removed_with_it(bench: Bench) -> None:
     bench.run(2, reused="1")
     bench.run(3)
 
-    collect(bench.store, 1)
+    collect_all(bench.store, 1)
 
     assert bench.runs() == ["3"]
 
@@ -130,10 +135,10 @@ def test_one_flow_is_collected_and_the_others_are_left_alone(bench: Bench) -> No
         bench.run(number)
         bench.run(number, "other")
 
-    collect(bench.store, 1, "demo")
+    collect_all(bench.store, 1, "demo")
     assert (bench.runs(), bench.runs("other")) == (["3"], ["1", "2", "3"])
 
-    collect(bench.store, 1)
+    collect_all(bench.store, 1)
     assert bench.runs("other") == ["3"]
 
 
@@ -141,9 +146,9 @@ def test_zero_keeps_all_and_a_negative_number_is_refused(bench: Bench) -> None:
     for number in (1, 2, 3):
         bench.run(number)
 
-    assert collect(bench.store, 0).removed == [] and not retention_due(bench.store, "demo", 0)
+    assert collect_all(bench.store, 0).removed == [] and not retention_due(bench.store, "demo", 0)
     with pytest.raises(ValueError, match="0 for all; got -1"):
-        collect(bench.store, -1)
+        collect_all(bench.store, -1)
 
 
 def test_collecting_is_due_when_enough_runs_have_gathered(bench: Bench) -> None:
@@ -161,10 +166,10 @@ def test_a_dry_run_removes_nothing_and_tells_the_same(bench: Bench) -> None:
     bench.age()
     before = list(bench.store.list(""))
 
-    told = collect(bench.store, 1, dry_run=True)
+    told = collect_all(bench.store, 1, dry_run=True)
     assert list(bench.store.list("")) == before
 
-    done = collect(bench.store, 1)
+    done = collect_all(bench.store, 1)
     assert (told.removed, told.objects, told.object_bytes, told.blobs, told.blob_bytes) == (
         done.removed,
         done.objects,
@@ -180,11 +185,11 @@ def test_half_a_run_goes_once_it_is_old(bench: Bench) -> None:
     bench.run(2)
     bench.store.delete(layout.spec("demo", "1"))
 
-    collect(bench.store)
+    collect_all(bench.store)
     assert list(bench.store.list("flows/demo/1/")) != []
 
     bench.age("flows/demo/1/")
-    report = collect(bench.store)
+    report = collect_all(bench.store)
     assert list(bench.store.list("flows/demo/1/")) == [] and report.removed == [] and report.objects == 4
 
 
@@ -198,11 +203,11 @@ def test_a_collection_that_is_killed_leaves_no_listed_half_of_a_run(bench: Bench
     with monkeypatch.context() as patch:
         patch.setattr(FilesStore, "delete_folder", killed)
         with pytest.raises(KeyboardInterrupt):
-            collect(bench.store, 1)
+            collect_all(bench.store, 1)
     assert bench.runs() == ["2"]
 
     bench.age("flows/demo/1/")
-    collect(bench.store, 1)
+    collect_all(bench.store, 1)
     assert list(bench.store.list("flows/demo/1/")) == []
 
 
@@ -213,11 +218,11 @@ def test_blobs_that_only_removed_runs_used_go_once_they_are_old(bench: Bench) ->
     old = bench.run(1, own=b"own", both=b"both")
     bench.run(2, both=b"both")
 
-    collect(bench.store, 1)
+    collect_all(bench.store, 1)
     assert bench.has(old["own"])  # too young
 
     bench.age("blobs/")
-    report = collect(bench.store, 1)
+    report = collect_all(bench.store, 1)
     assert not bench.has(old["own"]) and bench.has(old["both"])
     assert (report.blobs, report.blob_bytes) == (1, 3)
 
@@ -241,7 +246,7 @@ def test_every_place_that_names_a_blob_keeps_it(bench: Bench) -> None:
     bench.log("1", 5, {"e": "succeeded", "plans": {"b": {"items": blobs["logged"]}}})
     bench.age()
 
-    collect(store, 1)
+    collect_all(store, 1)
 
     assert [place for place, address in blobs.items() if not bench.has(address)] == ["lost"]
 
@@ -253,7 +258,7 @@ def test_blobs_of_other_flows_and_of_open_runs_are_kept(bench: Bench) -> None:
         bench.run(number)
     bench.age()
 
-    collect(bench.store, 1, "demo")
+    collect_all(bench.store, 1, "demo")
 
     assert bench.has(other["x"]) and bench.has(running["x"])
 
@@ -264,12 +269,12 @@ def test_who_reuses_a_blob_saves_it(bench: Bench) -> None:
     bench.age()
 
     bench.store.keep(layout.blob(address))  # an engine takes the result over, and has not yet written its COMMIT
-    collect(bench.store, 1)
+    collect_all(bench.store, 1)
     assert bench.has(address)
 
     bench.age("blobs/")
     assert bench.store.put_blob([b"x"]) == address  # a worker saves the same content
-    collect(bench.store, 1)
+    collect_all(bench.store, 1)
     assert bench.has(address)
 
 
@@ -281,7 +286,7 @@ def test_large_content_that_is_known_without_its_size_is_saved_too(bench: Bench,
     monkeypatch.setattr(files, "LARGE_BYTES", 1000)
 
     assert bench.store.put_blob([content]) == address
-    collect(bench.store)
+    collect_all(bench.store)
     assert bench.has(address)
 
 
@@ -297,7 +302,7 @@ def test_a_blob_that_is_reused_while_garbage_is_collected_is_kept(bench: Bench, 
         return found
 
     monkeypatch.setattr(garbage, "_referred", reused_meanwhile)
-    report = collect(bench.store, 1)
+    report = collect_all(bench.store, 1)
 
     assert bench.has(address) and report.blobs == 0
 
@@ -307,9 +312,9 @@ def test_without_thorough_blobs_are_looked_at_only_if_a_run_was_removed(bench: B
     bench.run(1)
     bench.age()
 
-    assert collect(bench.store, 1, "demo", thorough=False).blobs == 0 and bench.has(lost)
+    assert collect_all(bench.store, 1, "demo", thorough=False).blobs == 0 and bench.has(lost)
     bench.run(2)
-    assert collect(bench.store, 1, "demo", thorough=False).blobs == 1 and not bench.has(lost)
+    assert collect_all(bench.store, 1, "demo", thorough=False).blobs == 1 and not bench.has(lost)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------------
@@ -324,13 +329,13 @@ def test_unfinished_writes_and_copies_of_removed_blobs_go_once_they_are_old(benc
         (local / name / "file").write_bytes(b"12345")
     (bench.store.root / "tmp" / "99-ab").write_bytes(b"half")
 
-    collect(bench.store)
+    collect_all(bench.store)
     assert (local / gone).exists() and (bench.store.root / "tmp" / "99-ab").exists()
 
     for path in (*local.iterdir(), bench.store.root / "tmp" / "99-ab"):
         then = path.stat().st_mtime - DAY
         os.utime(path, (then, then))
-    report = collect(bench.store)
+    report = collect_all(bench.store)
     assert sorted(p.name for p in local.iterdir()) == sorted([kept, "engines", "run-1-99-ab"])
     assert list((bench.store.root / "tmp").iterdir()) == [] and report.other_bytes == 19
 
@@ -345,7 +350,7 @@ def test_a_damaged_spec_is_named_and_its_run_kept(bench: Bench) -> None:
     bench.spoil(layout.spec("demo", "1"))
     bench.age()
 
-    report = collect(bench.store, 1)
+    report = collect_all(bench.store, 1)
 
     assert bench.runs() == ["1", "3"] and report.kept["demo", "1"] == "cannot be read"
     assert list(report.damaged) == [layout.spec("demo", "1")] and bench.has(lost)
@@ -358,7 +363,7 @@ def test_a_damaged_log_keeps_all_that_it_may_name(bench: Bench, content: bytes) 
         bench.run(number)
     bench.spoil(layout.log("demo", "3", 0), content)
 
-    report = collect(bench.store, 1)
+    report = collect_all(bench.store, 1)
 
     assert bench.runs() == ["1", "2", "3"]
     assert report.kept["demo", "1"] == "the log of run 3 is damaged, and may name it"
@@ -370,7 +375,7 @@ def test_a_log_whose_end_cannot_be_read_is_not_taken_for_ended(bench: Bench) -> 
         bench.run(number)
     bench.spoil(layout.log("demo", "1", 2))
 
-    assert collect(bench.store, 1).removed == []
+    assert collect_all(bench.store, 1).removed == []
 
 
 def test_a_damaged_commit_keeps_every_blob(bench: Bench) -> None:
@@ -379,7 +384,7 @@ def test_a_damaged_commit_keeps_every_blob(bench: Bench) -> None:
     bench.spoil(layout.commit("demo", "1", "a", ()))
     bench.age()
 
-    report = collect(bench.store)
+    report = collect_all(bench.store)
 
     assert bench.has(lost) and layout.commit("demo", "1", "a", ()) in report.damaged
 
@@ -390,7 +395,7 @@ def test_damage_in_a_run_that_goes_is_no_reason_to_keep_anything(bench: Bench) -
     bench.spoil(layout.commit("demo", "1", "a", ()))
     bench.age()
 
-    report = collect(bench.store, 1)
+    report = collect_all(bench.store, 1)
 
     assert bench.runs() == ["2"] and not bench.has(gone) and report.damaged == {}
 
@@ -403,7 +408,7 @@ def test_strange_files_in_the_store_do_no_harm(bench: Bench) -> None:
         path.write_bytes(b"{")
     bench.age()
 
-    report = collect(bench.store, 1)
+    report = collect_all(bench.store, 1)
 
     assert bench.runs() == ["1"] and report.damaged == {}
 
@@ -419,7 +424,7 @@ def test_a_run_that_cannot_be_removed_is_told_and_the_others_go(bench: Bench, mo
         delete(self, key)
 
     monkeypatch.setattr(FilesStore, "delete", refuse)
-    report = collect(bench.store, 1)
+    report = collect_all(bench.store, 1)
 
     assert bench.runs() == ["1", "3"] and report.removed == [("demo", "2")]
     assert "run 1 of demo could not be removed" in report.troubles[0]
@@ -435,7 +440,7 @@ def test_an_empty_store_and_one_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(StoreTooNew):
         collect(FilesStore(tmp_path / "new"))
     with pytest.raises(StoreError, match="not a key"):
-        collect(store, flow="../x")
+        collect_all(store, flow="../x")
 
 
 # ---- beside others --------------------------------------------------------------------------------------------------------
@@ -453,7 +458,7 @@ def test_many_collections_at_once_beside_a_writer(bench: Bench) -> None:
         bench.run(number, x=b"x%d" % number, shared=b"shared")
     for thread in threads:
         thread.join()
-    collect(bench.store, 5)
+    collect_all(bench.store, 5)
 
     assert len(reports) == 4 and all(report.troubles == [] and report.damaged == {} for report in reports)
     assert bench.runs() == [str(n) for n in range(36, 41)]
@@ -469,6 +474,6 @@ def test_the_memory_store_is_collected_too() -> None:
         store.create(layout.spec("demo", number), json.dumps({"captures": {"x": {"entry": {"blob": blob}}}}).encode())
         store.create(layout.log("demo", number, 0), b'{"events": [{"e": "run_ended"}]}')
 
-    assert collect(store, 1).blobs == 0
-    assert collect(store, 1, min_age_s=0).blobs == 1
+    assert collect_all(store, 1).blobs == 0
+    assert collect_all(store, 1, min_age_s=0).blobs == 1
     assert len(list(store.list("flows/demo/1"))) == 0 and len(list(store.list("blobs/"))) == 1

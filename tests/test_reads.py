@@ -16,19 +16,35 @@ from flowbook.kernel import reads
     [
         ("df = pd.read_csv('data.csv')", {"data.csv"}),
         ("with open('a.txt') as f: pass", {"a.txt"}),
-        ("open('a.txt', 'rb')", {"a.txt"}),
+        ("open('a.txt', 'rb')", {"a.txt", "rb"}),
         ("open('a.txt', 'w'); open('b', mode='ab'); open('c', 'r+')", set()),
-        ("x = np.load(file='x.npy')", {"x.npy"}),
+        ("sqlite3.connect('x.db'); os.listdir('folder'); run(['cat', 'f.txt'])", {"x.db", "folder", "cat", "f.txt"}),
         ("Path('folder').read_text()", {"folder"}),
-        ("glob.glob('data/*.csv')", {"data/*.csv"}),
-        ("pd.concat(map(pd.read_csv, names)); read(name)", set()),
-        ("df.to_csv('out.csv'); plt.savefig('a.png'); json.dump(x, f)", set()),
-        ("read_many(['a', 'b'])", {"a", "b"}),
+        ("Path('out.txt').write_text('new'); (Path('a') / 'b').mkdir()", set()),
+        ("df.to_csv('out.csv'); plt.savefig('a.png'); json.dump(x, open('o', 'w'))", set()),
+        ("text = 'many\\nlines'; empty = ''; number = 3", set()),
         ("this is no python", set()),
     ],
 )
-def test_the_files_that_a_text_names_for_reading(source: str, files: set[str]) -> None:
+def test_the_files_that_a_text_may_read(source: str, files: set[str]) -> None:
     assert reads.named(source)[0] == files
+
+
+@pytest.mark.parametrize(
+    ("source", "asks"),
+    [
+        ("t = time.time()", True),
+        ("now = datetime.now()", True),
+        ("rng = np.random.default_rng()", True),
+        ("rng = np.random.default_rng(3)", False),
+        ("page = requests.get(url)", True),
+        ("rows = pd.read_sql_query(query, connection)", True),
+        ("c = sqlite3.connect(name)", True),
+        ("time.sleep(1); x = uuid; update(now)", False),
+    ],
+)
+def test_what_asks_the_world(source: str, asks: bool) -> None:
+    assert reads.asks_the_world(source) is asks
 
 
 @pytest.mark.parametrize(
@@ -45,14 +61,15 @@ def test_the_variables_that_a_text_asks_for(source: str, variables: set[str]) ->
 
 def test_the_state_changes_with_the_file_the_folder_and_the_variable(tmp_path: Path) -> None:
     source = "read_csv('a.csv'); glob('data/*.csv'); os.environ['MODE']; open('none.txt'); open('bad\\0name'); open('http://x/y')"
+    (tmp_path / "by value").write_text("")
     (tmp_path / "a.csv").write_text("1")
     (tmp_path / "data").mkdir()
 
     def state(mode: str = "x") -> dict[str, str]:
-        return reads.state([source], tmp_path, {"MODE": mode})
+        return reads.state([source], tmp_path, {"MODE": mode}, [Path("by value"), ["nowhere", 3], 4])
 
     seen = [state()]
-    assert seen[0].keys() == {"file a.csv", "file data/*.csv", "variable MODE"}
+    assert seen[0].keys() == {"file a.csv", "file data/*.csv", "file by value", "variable MODE"}
     (tmp_path / "a.csv").write_text("22")
     seen.append(state())
     (tmp_path / "data" / "new.csv").write_text("")

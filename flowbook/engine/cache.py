@@ -15,7 +15,7 @@ from typing import Any
 from flowbook.engine import events
 from flowbook.engine.events import Index, Task
 from flowbook.engine.state import RunState, fold
-from flowbook.errors import FlowbookError, StoreError
+from flowbook.errors import StoreError
 from flowbook.spec.flow import Spec, Step, from_json
 from flowbook.store import layout
 from flowbook.store.base import Store
@@ -98,14 +98,14 @@ class Cache:
                 break
             try:
                 spec = _spec(self._store, self._flow, run)
-            except (FlowbookError, ValueError, TypeError, KeyError):
+                index = self._indexes.get(run, {})
+                for step in spec.steps:
+                    if step.name in missing:
+                        read = {(tuple(e[1]), e[2]): e[4] for e in index.values() if e[0] == step.name}
+                        found[step.name] = Before(run, step, read)
+                missing -= found.keys()
+            except Exception:
                 continue
-            index = self._indexes.get(run, {})
-            for step in spec.steps:
-                if step.name in missing:
-                    missing.discard(step.name)
-                    read = {(tuple(e[1]), e[2]): e[4] for e in index.values() if e[0] == step.name}
-                    found[step.name] = Before(run, step, read)
         return found
 
 
@@ -134,12 +134,12 @@ def read_index(store: Store, flow: str, run: str) -> tuple[dict[str, Json], bool
         tasks = data["tasks"]
         if all(isinstance(entry, list) and len(entry) == 5 and isinstance(entry[4], dict) for entry in tasks.values()):
             return tasks, True
-    except (StoreError, ValueError, TypeError, KeyError, AttributeError):
+    except (StoreError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass  # not written yet, or damaged: the log says the same
     try:
         state = fold(_spec(store, flow, run), log_of(store, flow, run))
         return dict(index_of(state)), state.ended is not None
-    except (FlowbookError, ValueError, TypeError, KeyError, IndexError):
+    except Exception:  # a damaged run has no results that could be taken
         return {}, False
 
 
@@ -159,9 +159,13 @@ def why_missed(step: Step, task: Task, read: Mapping[str, str], before: Before |
     changed = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
     if "life" in changed:
         return "it reads nothing that could tell whether it is still true, so it is reused only within a kernel's life"
+    if changed and task.part == "plan":
+        return f"its expression changed {run}"
+    both = [name for name in changed if name in mine and name in theirs]
+    if both:
+        return f"{_few(both)} changed {run}"
     if changed:
-        named = ", ".join(changed[:MOST_NAMED]) + (f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else "")
-        return f"{named} changed {run}" if task.part == "body" else f"its expression changed {run}"
+        return f"it {'reads' if changed[0] in mine else 'no longer reads'} {_few(changed)} {run}"
     known = before.read.get((task.index, task.part))
     if known is None:
         return f"not finished in run {before.run}" if not task.index else f"not there in run {before.run}"
@@ -169,6 +173,10 @@ def why_missed(step: Step, task: Task, read: Mapping[str, str], before: Before |
     if inputs:
         return f"{', '.join(f'`{name}`' for name in inputs[:MOST_NAMED])} changed {run}"
     return f"its item changed {run}" if task.index else ""
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
 
 
 def _places(run: str, index: Mapping[str, Json]) -> Iterable[tuple[str, Place]]:

@@ -48,6 +48,7 @@ SLOW_S, MOST_SLOW = 0.02, 3  # after so many store calls that took longer, they 
 MOST_LOSSES = 5  # of one task; then flowbook's own troubles are the task's failure
 REQUESTS_S = 1.0  # between two looks for request objects
 PATIENCE_S = 600.0  # how long a store that refuses is tried again before the run is given up
+STOP_PATIENCE_S = 5.0  # the same, once the engine itself is asked to end
 TAIL_BYTES = 64_000  # of output, in one message or error
 TAIL_LINES = 20
 TRACEBACK_LIMIT = 100_000  # characters kept in the log
@@ -272,6 +273,7 @@ class Run:
 
     def stop(self) -> None:
         """Stop the run now, its --always steps included: the engine itself is asked to end."""
+        self._patience_s = min(self._patience_s, STOP_PATIENCE_S)
         self._inbox += [events.stop_requested(self._clock()), events.stop_requested(self._clock())]
         self._wake.set()
 
@@ -408,7 +410,7 @@ class Run:
     async def _look_back(self, spec: Spec) -> None:
         try:
             self._from_origin, self._before = await asyncio.to_thread(self._cache.refresh, self.run, spec.origin, spec.steps)
-        except StoreError as error:
+        except Exception as error:  # whatever is wrong with other runs must not keep this one from running
             self._trouble(f"{error}. Results of earlier runs are not taken; every task runs")
 
     async def _look_up(self, state: RunState, launches: list[Launch]) -> bool:
@@ -466,12 +468,15 @@ class Run:
                 return None  # the last: a change in place which was lost when nobody read it, and which somebody reads now
             if not all(self.store.keep(layout.blob(blob)) for blob in _blobs(commit)):
                 return None
-        except (StoreError, TypeError, AttributeError):
+            made = commit.get("made_in")
+            if made is not None:
+                str(made["run"]), tuple(made["index"]), float(made["at"])
+            facts = _facts(state, task, commit)
+        except (StoreError, TypeError, AttributeError, KeyError, ValueError, RecursionError):
             return None  # damaged: it is made again
         made = commit.setdefault("made_in", {"run": place.run, "index": list(place.index), "at": place.at})
         text = json.dumps(commit, separators=(",", ":")).encode()
         self.store.create(layout.commit(self.flow, self.run, task.step, task.index, task.part), text)
-        facts = _facts(state, task, commit)
         steps = {step.name: step for step in state.spec.steps}
         plans = {
             name: facts["plans"][name]
@@ -736,6 +741,8 @@ class Run:
         for task in list(self.live):
             self._cancel(task)
         await self._let_finish()
+        for key in [key for key in self.machine.granted if isinstance(key, tuple) and key[0] is self]:
+            self.machine.release(key)  # granted, and never started since the log could not be written
         if self._folder is not None:
             await asyncio.to_thread(self._remove_folder, self._folder)
         self._changed()

@@ -387,7 +387,8 @@ class RunState:
                     read[name] = self._after_key(self._need(name, step.base), task.index)
         if "?" in read.values():
             return None
-        text = json.dumps([own, task.part, self.ids(task), sorted(read.items())])
+        where = list(task.index) if "current" in step.parts else None  # its index can be seen by the body
+        text = json.dumps([own, task.part, self.ids(task), where, sorted(read.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:32], read
 
     # ---- events ---------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def capture(
         if isinstance(value, types.ModuleType):
             roots.add(value.__name__.partition(".")[0])
             result.names[name] = {
-                "entry": {"kind": "module", "module": value.__name__},
+                "entry": {"kind": "module", "module": value.__name__, **_submodules(value)},
                 "kind": "module",
                 "origin": getattr(value, "__version__", "") if isinstance(getattr(value, "__version__", ""), str) else "",
                 "size": 0,
@@ -222,6 +222,27 @@ def _module_spec(name: str) -> bool:
         return False
     origin = spec.origin if spec is not None else None
     return origin is None or not _is_local(Path(origin))
+
+
+def _submodules(value: types.ModuleType) -> dict[str, list[str]]:
+    """Public submodules that are loaded and hang on a package: `import xml.dom` in a cell is what makes `xml.dom` there."""
+    prefix = f"{value.__name__}."
+    if not hasattr(value, "__path__"):
+        return {}
+    found = [
+        n
+        for n in sys.modules
+        if n.startswith(prefix) and n.count(".") <= prefix.count(".") + 1 and not n.rpartition(".")[2].startswith("_")
+    ]
+    return {"submodules": sorted(found)}
+
+
+def keep_mentioned(captured: Captured, texts: Iterable[str]) -> None:
+    """Of the submodules of captured packages only those that some code mentions are worth their import."""
+    text = "\n".join(texts)
+    for info in captured.names.values():
+        if "submodules" in info["entry"]:
+            info["entry"]["submodules"] = [name for name in info["entry"]["submodules"] if name in text]
 
 
 def _module_file(root: str) -> Path | None:

@@ -44,7 +44,9 @@ def gc(session: Session, *, flow: str | None = None, keep: int | None = None, al
     begun = time.perf_counter()
     name = None if all_flows else session.flow(flow).name
     with interruptible():
-        report = garbage.collect(session.store, session.settings.keep_runs if keep is None else keep, name, dry_run=dry_run)
+        report = garbage.collect(
+            session.store, session.settings.keep_runs if keep is None else keep, name, dry_run=dry_run, spare_young=keep is None
+        )
         left = orphans(session.store)
         left_bytes = sum(remove(orphan, dry_run=dry_run) for orphan in left)
     for line in told(report, left, left_bytes, time.perf_counter() - begun):
@@ -78,9 +80,14 @@ def _kept(report: Report) -> str:
     reasons: dict[str, int] = {}
     for why in report.kept.values():
         word = why.partition(" ")[0]
-        reason = {"tagged": "tagged", "open": "open", "run": "used by a kept one", "one": "the last", "all": "all"}.get(
-            word, "not readable"
-        )
+        reason = {
+            "tagged": "tagged",
+            "open": "open",
+            "run": "used by a kept one",
+            "one": "the last",
+            "all": "all",
+            "began": "of today",
+        }.get(word, "not readable")
         reasons[reason] = reasons.get(reason, 0) + 1
     parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     return f"; kept {counted(len(report.kept), 'run')} ({parts})" if len(reasons) > 1 else f"; kept {counted(len(report.kept), 'run')}"

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import re
+import secrets
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
@@ -57,6 +58,12 @@ class Known:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     folder: Path = field(default_factory=Path.cwd)
     life: str = ""
+    tags: tuple[str, ...] = ()
+
+
+FOLDERS = re.compile(r"\b(glob|iglob|rglob|listdir|scandir|iterdir|walk|exists|is_file|is_dir|stat|getmtime)\b")
+CURRENT = re.compile(r"\bcurrent\b")
+RUN = re.compile(r"\bcurrent\.(run|idempotency_key)\b")
 
 
 def keyed(steps: Iterable[Step], known: Known) -> list[Step]:
@@ -73,12 +80,36 @@ def keyed(steps: Iterable[Step], known: Known) -> list[Step]:
 
 
 def _keyed(step: Step, known: Known, local: _Local, common: Parts) -> Step:
+    if RUN.search(step.source):
+        step = dataclasses.replace(step, options=dataclasses.replace(step.options, no_cache=True))  # only a resume may take its results
     own = common | _environment(step, known)
+    if CURRENT.search(step.source):
+        own["current"] = canon.short_hash(json.dumps(known.tags))
     if step.options.cache_key is not None:
         own["--cache-key"] = _value_of(step.options.cache_key, step, known)
     parts = own | _body(step, known, local)
     plan_key = _hashed({"step": step.name} | own | _plan(step, known, local)) if step.planned else ""
     return dataclasses.replace(step, parts=parts, key=_hashed({"step": step.name} | parts), plan_key=plan_key)
+
+
+def resumed(steps: Iterable[Step], before: Iterable[Step], told: Iterable[str]) -> list[Step]:
+    """The steps of a run that goes on where another one stopped: what their text reads from outside may have changed meanwhile.
+
+    Often that is the very mend: the file that was missing. `told` are the files of --files, which count all the same.
+    """
+    outside = re.compile(r"(file|variable) ")
+    counted = {f"file {path}" for path in told}
+    origins = {step.name: step for step in before}
+
+    def inside(parts: Parts) -> Parts:
+        return {name: value for name, value in parts.items() if not outside.match(name) or name in counted}
+
+    found = []
+    for step in steps:
+        origin = origins.get(step.name)
+        same = origin is not None and inside(step.parts) == inside(origin.parts)
+        found.append(dataclasses.replace(step, key=origin.key, parts=origin.parts) if same and origin is not None else step)
+    return found
 
 
 def unchanged(steps: Iterable[Step], before: Iterable[Step]) -> tuple[str, ...]:
@@ -98,10 +129,14 @@ def unchanged(steps: Iterable[Step], before: Iterable[Step]) -> tuple[str, ...]:
 
 def _common(known: Known, local: _Local) -> Parts:
     """What every step depends on."""
-    found = {"Python": canon.short_hash(f"{sys.version_info.major}.{sys.version_info.minor}")}
+    found = {
+        "the working folder": canon.short_hash(str(known.folder)),
+        "Python": canon.short_hash(f"{sys.version_info.major}.{sys.version_info.minor}"),
+    }
     setup = known.setup
     if setup.sources:
-        used = _captured(setup.captures, known, local) | local.parts(setup.imports)
+        used = _captured(setup.captures, known, local) | local.parts(setup.imports) | _read_outside(setup.sources, setup.captures, known)
+        used |= _params((word for source in setup.sources for word in re.findall(r"\w+", source)), setup.captures, known)
         found["%%flowsetup"] = canon.short_hash(json.dumps([[ast_key(source) for source in setup.sources], sorted(used.items())]))
     return found
 
@@ -116,7 +151,9 @@ def _body(step: Step, known: Known, local: _Local) -> Parts:
     for path, info in known.files.items():
         if any(fnmatch.fnmatch(path, pattern) for pattern in o.files):
             parts[f"file {path}"] = info["sha256"][:22]
-    parts |= _read_outside([step.source], captures, known)
+    parts = _read_outside([step.source], captures, known) | parts  # what --files names counts by content
+    if o.cache_key is None and o.cache_for_s is None and _asks_the_world(step.source, captures, known):
+        parts["life"] = known.life
     told = o.foreach or o.join or o.files or params or _made((*step.inputs, *step.plan_inputs)) or _data(captures, known)
     return parts if told or _told_otherwise(step) else parts | {"life": known.life}
 
@@ -128,7 +165,10 @@ def _plan(step: Step, known: Known, local: _Local) -> Parts:
     captures = _closed(_captured_inputs(step.plan_inputs), known)
     params = _params(re.findall(r"\w+", " ".join(texts)), captures, known)
     parts = {"code": canon.short_hash(json.dumps([o.foreach.target if o.foreach else None, *map(ast_key, texts)]))}
-    parts |= _captured(captures, known, local) | params
+    parts |= _captured(captures, known, local) | params | _read_outside(texts, captures, known)
+    parts |= {f"file {path}": info["sha256"][:22] for path, info in known.files.items()}
+    if FOLDERS.search(" ".join(texts)):
+        parts["folders"] = secrets.token_hex(8)  # what it finds there is told by evaluating it
     told = params or _made(step.plan_inputs) or _data(captures, known)
     return parts if told or _told_otherwise(step) else parts | {"life": known.life}
 
@@ -137,7 +177,14 @@ def _read_outside(sources: Iterable[str], captures: Iterable[str], known: Known)
     """Files and variables which the text names, in captured functions too. A step that only has these still is a source step."""
     named = [name for name in captures if known.captured.names[name]["kind"] in ("function", "class")]
     texts = [*sources, *(reads.source_of(known.space[name]) for name in named if name in known.space)]
-    return {name: canon.short_hash(told) for name, told in reads.state(texts, known.folder, known.environ).items()}
+    paths = [known.space.get(name) for name in captures if known.captured.names[name]["kind"] == "data"]
+    return {name: canon.short_hash(told) for name, told in reads.state(texts, known.folder, known.environ, paths).items()}
+
+
+def _asks_the_world(source: str, captures: Iterable[str], known: Known) -> bool:
+    """Whether the text, or that of a captured function, asks a clock, the system's randomness, a network or a database."""
+    named = [name for name in captures if known.captured.names[name]["kind"] in ("function", "class") and name in known.space]
+    return any(reads.asks_the_world(text) for text in (source, *(reads.source_of(known.space[name]) for name in named)))
 
 
 def _captured(names: Iterable[str], known: Known, local: _Local) -> Parts:

@@ -593,8 +593,12 @@ class FlowMagics(Magics):
     @cell_magic
     def flowsetup(self, line: str, cell: str) -> None:
         """Run a cell here and at the start of every task: seeds, rcParams, environment."""
-        self._session.define_setup(cell)
+        if line.strip():
+            raise DefinitionError(Finding("%%flowsetup", f"it takes no options, and {line.strip()!r} is given", "Remove it."))
+        forget = self._session.define_setup(cell)
         ran = self.shell.run_cell(cell, store_history=False, silent=False)
+        if not ran.success:
+            forget()  # else every task of every run would fail in it
         ran.raise_error()
 
     @no_var_expand

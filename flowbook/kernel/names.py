@@ -54,6 +54,7 @@ class Placeholder:
     """Stands for a name that the flow makes until a cell reads it. Its repr is inert; all else raises ArtifactNotLoaded."""
 
     __slots__ = ("_flowbook_describe", "_flowbook_name")
+    _flowbook_absent = True  # for codec.look_up: what a pickle looks for is not here
 
     def __init__(self, name: str, describe: Any) -> None:
         object.__setattr__(self, "_flowbook_name", name)
@@ -133,6 +134,15 @@ for _special in [
     "fspath",
 ]:
     setattr(Placeholder, f"__{_special}__", _refuse)
+
+
+def _text(self: Placeholder) -> str:
+    if sys._getframe(1).f_globals.get("__name__") == "IPython.core.magics.namespace":  # %whos shows what str() gives
+        return repr(self)
+    _refuse(self)
+
+
+Placeholder.__str__ = _text  # type: ignore[assignment]
 Placeholder.__hash__ = object.__hash__  # type: ignore[method-assign]  # a set of namespace values must not break
 
 
@@ -222,7 +232,9 @@ class StepHandle:
         return self._all().table()
 
     def _all(self) -> results.TaskResults:
-        return results.TaskResults([task_result(self._session, self._run, self._step, t.index) for t in self._tasks()])
+        foreach = self._linked.options.foreach
+        tasks = [task_result(self._session, self._run, self._step, t.index) for t in self._tasks()]
+        return results.TaskResults(tasks, foreach.names if foreach else (), self._step)
 
     def __repr__(self) -> str:
         run = self._session.names.run_with(self._flow, self._step)
@@ -432,6 +444,10 @@ class Names:
                 if fate != "skipped":
                     return run, step, fate
         return run, (in_run or steps)[0], fate
+
+    def waits(self, name: str) -> bool:
+        """Whether a placeholder stands under a name that the flow makes."""
+        return name in self._makers and isinstance(self._space.get(name), Placeholder)
 
     def stale(self, run: Run, step: str) -> bool:
         """Whether the step's cell says something else now than when the run started."""

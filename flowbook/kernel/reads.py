@@ -1,7 +1,7 @@
-"""What code reads from outside of Python, as far as its text shows: files that it opens by name, variables of the environment.
+"""What code reads from outside of Python, as far as its text shows: files that it names, variables of the environment, the world.
 
-A cell that reads `"data.csv"` is not the same work when that file has changed. Its text tells only constants; a name that is put
-together at run time is not found, which is why such a step is to say it by --files or --cache-key.
+A cell that reads `"data.csv"` is not the same work when that file has changed. The text tells constants, and the values it captures
+tell paths; a name that is put together at run time is not found, which is why such a step is to say it by --files or --cache-key.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-READING = re.compile(r"(open|read|load|imread|glob|scan|from_file|Path)", re.IGNORECASE)  # in the name of what is called
-WRITING = re.compile(r"[wax+]")
+WRITES = re.compile(r"(write|save|to_|dump|mkdir|makedirs|unlink|remove|rmtree|touch|rename|replace|symlink|chdir)", re.IGNORECASE)
+WRITING_MODE = re.compile(r"[wax+]")
+# What gives another answer each time it is asked, though no input of the step has changed
+WORLD = re.compile(
+    r"\b(time\.time(_ns)?|datetime\.(now|today|utcnow)|date\.today|Timestamp\.now|Timestamp\.today|os\.urandom|uuid[14]|secrets\.\w+|SystemRandom"
+    r"|default_rng\(\s*\)|requests\.(get|post|request)|httpx\.\w+|urlopen|urlretrieve|read_sql\w*|read_gbq|\.connect|create_engine|boto3)\b|default_rng\(\s*\)"
+)
 MOST_ENTRIES = 2_000  # of a folder that are looked at
 
 
 @lru_cache(256)
 def named(source: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Constants that the code gives to what reads files; names of environment variables that it asks for."""
+    """Constants of the code that may name files, but for those which it writes; names of environment variables that it asks for."""
     try:
         tree = ast.parse(textwrap.dedent(source))
     except (SyntaxError, ValueError, RecursionError):
         return frozenset(), frozenset()
-    files: set[str] = set()
+    files: set[str] = set(_texts(node for node in ast.walk(tree) if isinstance(node, ast.Constant)))
     variables: set[str] = set()
+    written: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and _ends(node.value, "environ"):
             variables.update(_texts([node.slice]))
@@ -37,9 +43,16 @@ def named(source: str) -> tuple[frozenset[str], frozenset[str]]:
             name = _name(node.func)
             if name == "getenv" or (isinstance(node.func, ast.Attribute) and name == "get" and _ends(node.func.value, "environ")):
                 variables.update(_texts(node.args[:1]))
-            elif READING.search(name) and not _writes(name, node):
-                files.update(_texts([*node.args[:1], *(k.value for k in node.keywords if k.arg != "mode")]))
-    return frozenset(files), frozenset(variables)
+            elif _writes(name, node):
+                written.update(_texts([*node.args, *(k.value for k in node.keywords)]))
+                if isinstance(node.func, ast.Attribute):  # Path("out.txt").write_text(…)
+                    written.update(_texts(n for n in ast.walk(node.func.value) if isinstance(n, ast.Constant)))
+    return frozenset(name for name in files - written if 0 < len(name) < 1000 and "\n" not in name), frozenset(variables)
+
+
+def asks_the_world(source: str) -> bool:
+    """Whether the text asks a clock, the system's randomness, a network or a database."""
+    return WORLD.search(source) is not None
 
 
 def source_of(value: Any) -> str:
@@ -50,9 +63,15 @@ def source_of(value: Any) -> str:
         return ""
 
 
-def state(sources: Iterable[str], folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """What is read as it is now: "file data.csv" → its size and time, "variable HOME" → its value. Files that are not there are left out."""
+def state(sources: Iterable[str], folder: Path, environ: Mapping[str, str], values: Iterable[Any] = ()) -> dict[str, str]:
+    """What is read as it is now: "file data.csv" → its size and times, "variable HOME" → its value. Files that are not there are left out.
+
+    `values` are values that the code uses: a path among them counts like one in the text.
+    """
     found: dict[str, str] = {}
+    for name in _paths(values):
+        if (told := _stat(name, folder)) is not None:
+            found[f"file {name}"] = told
     for source in sources:
         files, variables = named(source)
         for name in files:
@@ -60,6 +79,14 @@ def state(sources: Iterable[str], folder: Path, environ: Mapping[str, str]) -> d
                 found[f"file {name}"] = told
         found |= {f"variable {name}": environ[name] for name in variables if name in environ}
     return found
+
+
+def _paths(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, str | os.PathLike):
+            yield str(value)
+        elif isinstance(value, list | tuple) and len(value) <= 100:
+            yield from (str(each) for each in value if isinstance(each, str | os.PathLike))
 
 
 def _stat(name: str, folder: Path) -> str | None:
@@ -78,19 +105,19 @@ def _stat(name: str, folder: Path) -> str | None:
 
 
 def _told(found: os.stat_result) -> str:
-    return f" {found.st_size} {found.st_mtime_ns}"
+    return f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 def _writes(name: str, call: ast.Call) -> bool:
     if name != "open":
-        return name.startswith(("write", "save", "to_", "dump"))
+        return WRITES.match(name) is not None
     modes = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
-    return any(WRITING.search(text) for text in _texts(modes))
+    return any(WRITING_MODE.search(text) for text in _texts(modes))
 
 
 def _texts(nodes: Iterable[ast.expr]) -> Iterator[str]:
     """Constant texts among these expressions, and in lists of them."""
-    for node in nodes:
+    for node in nodes:  # (an f-string's pieces are none)
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.List | ast.Tuple):

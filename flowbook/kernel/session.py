@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -166,6 +167,7 @@ class Session:
         ran = self._cell_now(cell)
         ran.plain = False
         source, option_lines = split_cell(ran.source, cell)
+        refuse_late_options(source, ran.label)
         name, given = options.parse_step_line(line, option_lines, label=ran.label)
         flow = self.flow(given.get("flow"))
         effective = options.make_options(options.merge(flow.defaults, given), label=ran.label)
@@ -216,8 +218,8 @@ class Session:
     def _same_cell(self, param: Param, ran: Ran) -> bool:
         return ran.cell_id is not None and self._param_cells.get(param.name) == ran.cell_id
 
-    def define_setup(self, cell: str) -> None:
-        """`%%flowsetup`: keep the cell for every worker; the magic then runs it in the kernel."""
+    def define_setup(self, cell: str) -> Callable[[], None]:
+        """`%%flowsetup`: keep the cell for every worker; the magic then runs it in the kernel. Gives what forgets it again, if it fails."""
         ran = self._cell_now(cell)
         ran.plain = False
         source, _ = split_cell(ran.source, cell)
@@ -230,7 +232,13 @@ class Session:
             for s in flow.setups
             if not (ran.cell_id and s.ran.cell_id == ran.cell_id) and not (not ran.cell_id and s.source.strip() == source.strip())
         ]
+        before = flow.setups
         flow.setups = [*kept, SetupCell(ran, source, body, f"<flowsetup {ran.count}>")]
+
+        def forget() -> None:
+            flow.setups = before
+
+        return forget
 
     def warm(self, source: str = "") -> None:
         """Let the engine get a process ready that has imported what a cell imports. Nothing is waited for."""
@@ -321,7 +329,7 @@ class Session:
         saved = [n for n in step.saves if n not in flow.steps[name].body.others]
         said.append(f"saves {', '.join(saved)}" if saved else "saves nothing")
         own = [f for f in linked.findings if name in f.where.split() or flow.steps[name].ran.label in f.where]
-        wrong = "".join(f"\n  ! {f.what}" + (f" {f.remedy}" if f.remedy else "") for f in own)
+        wrong = "".join(f"\n  ! {f.what}" + (f". {f.remedy}" if f.remedy else "") for f in own)
         return f"step {name}: " + " · ".join(said) + wrong
 
     # ---- linking ----------------------------------------------------------------------------------------------------
@@ -452,6 +460,22 @@ class Session:
                 found.append(
                     f"{seeding.label} seeds a random generator, but step {drawing[0]} runs in a process of its own: put the seed into a %%flowsetup cell"
                 )
+        return found + self._made_from_artifacts(flow, linked)
+
+    def _made_from_artifacts(self, flow: FlowDef, linked: graph.Linked) -> list[str]:
+        """Captured names that a plain cell computed from what the flow makes: read serially, they would be computed anew in each run."""
+        made = {name: step.name for step in linked.steps for name in step.saves if not step.scope}
+        found = []
+        for name in dict.fromkeys(name for step in linked.steps for name in step.captures):
+            cell = self.cells.last_binder(name)
+            body = cell.body if cell is not None and not isinstance(self.shell.user_ns.get(name), _DEFINITIONS) else None
+            used = [read for read in body.immediate if read in made] if cell is not None and body is not None else []
+            if cell is not None and used:
+                reader = next(step for step in linked.steps if name in step.captures)
+                found.append(
+                    f"step {reader.name} reads `{name}`, which the plain cell {cell.label} computed from `{used[0]}` of step {made[used[0]]}; "
+                    f"a run does not compute it anew. Make that cell a step"
+                )
         return found
 
     # ---- the spec ---------------------------------------------------------------------------------------------------
@@ -502,6 +526,7 @@ class Session:
         for setup in flow.setups:
             sources[setup.filename] = {"label": setup.ran.label, "source": setup.source}
         files = hash_files({p for s in steps for p in s.options.files}, self.folder)
+        capture.keep_mentioned(captured, [*(cell["source"] for cell in sources.values()), *(s.source for s in steps)])
         steps = [self._closed(step, captured.names) for step in steps]
         entries = {n: codec.entry(self.store, n, v, main=self.shell.user_ns) for n, v in values.items()}
         setup_captures = setup_reads & set(captured.names)
@@ -512,11 +537,14 @@ class Session:
             keys.Setup(tuple(s.source for s in flow.setups), _imported_by(flow.setups), frozenset(setup_captures)),
             params=entries,
             files=files,
-            space=self.shell.user_ns,
-            folder=self.folder,
+            space={**self.shell.user_ns, **self.names.mine},
+            folder=Path.cwd(),
             life=life,
+            tags=tuple(tags),
         )
         steps = keys.keyed(steps, known)
+        if origin is not None:
+            steps = keys.resumed(steps, origin.spec.steps, files)
         spec = Spec(
             flow=flow.name,
             run="",
@@ -569,6 +597,16 @@ class Session:
                         "%flow run",
                         f"no parameter `{name}`" + (f"; did you mean --{near[0]}?" if near else ""),
                         f"Parameters: {', '.join(flow.params) or 'none; a %%flowparams cell defines them'}.",
+                    )
+                )
+        for name, value in {**{n: p.default for n, p in flow.params.items()}, **given}.items():
+            text = value.text if isinstance(value, CommandLine) else value
+            if name in self.settings.secrets or capture.looks_secret(name, text):
+                raise DefinitionError(
+                    Finding(
+                        f"parameter {name}",
+                        "it looks like a secret, and parameters are written to the store",
+                        "Read it inside the step: os.environ[...], with `--env NAME` to take NAME from this kernel's environment.",
                     )
                 )
         for name, param in flow.params.items():
@@ -737,6 +775,8 @@ class Session:
             entry = run.spec.captures[root]["entry"] if root in run.spec.captures else self._definition_of_step(run, root)
             if entry is None:
                 raise KeyError(qualname)
+            if self.names.waits(root):  # the flow's own name: the class is bound there, so that all instances have the one class
+                return codec.look_up({root: self.names.load(root)}, qualname)
             self.reader_resolve[key] = codec.load(self.store, entry, main=self.shell.user_ns, resolve=lambda q, k: self._from_run(run, q))
         value = self.reader_resolve[key]
         for part in rest:
@@ -768,6 +808,22 @@ class Session:
 
     def close(self) -> None:
         self.engine.close()
+
+
+_DEFINITIONS = (type, types.FunctionType, types.ModuleType)
+
+
+def refuse_late_options(source: str, label: str) -> None:
+    """Option lines count only at the head of a cell; further down they would silently be comments."""
+    for number, text in enumerate(source.split("\n"), 1):
+        if re.match(r"#\|\s*--[a-z]", text):
+            raise DefinitionError(
+                Finding(
+                    f"{label}, line {number}",
+                    f"`{text.strip()}` stands below code, where no option counts",
+                    "Move it under the first line.",
+                )
+            )
 
 
 class _Origins(Mapping[str, str]):
@@ -953,7 +1009,7 @@ def attach(shell: Any) -> Session:
     magics.register(shell, _session)
     _session.engine.start()
     _session.warm()
-    with contextlib.suppress(FlowbookError):  # a run that cannot be read says so when it is asked for
+    with contextlib.suppress(Exception):  # a run that cannot be read says so when it is asked for, whatever is wrong with it
         if (news := _session.runs.news(ended=magics.takes_input(shell))) is not None:
             print(news)
     return _session

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import functools
 import importlib
 import json
@@ -394,6 +395,8 @@ def look_up(namespace: Mapping[str, Any], qualname: str) -> Any:
     """What a namespace holds under a dotted name, None if nothing."""
     first, *rest = qualname.split(".")
     found = namespace.get(first)
+    if getattr(type(found), "_flowbook_absent", False):
+        return None
     for part in rest:
         try:
             found = getattr(found, part)
@@ -473,7 +476,11 @@ def entry(store: Store, name: str, value: Any, *, main: Main = None, keys: Keys 
     if isinstance(value, types.ModuleType):
         if value.__name__ == "__main__" or value.__name__ not in sys.modules:
             raise NotPicklable(name, f"the module {value.__name__} cannot be imported by name")
-        return {"kind": "module", "module": value.__name__, "type": "module", "repr": f"<module {value.__name__!r}>"}
+        found = {"kind": "module", "module": value.__name__, "type": "module", "repr": f"<module {value.__name__!r}>"}
+        # Which module it is tells its name; which state of it, a local one its content, an installed one its version.
+        content = keys(f"module {value.__name__.partition('.')[0]}") if keys is not None else None
+        version = content or getattr(value, "__version__", None)
+        return found | ({"key": canon.short_hash(f"{value.__name__} {version}")} if isinstance(version, str) else {})
     if is_json(value):
         return _json_entry(value)
     return finish(store, encode(value, name=name, main=main, root=root, keys=keys, store=store), value, main=main, keys=keys)
@@ -526,6 +533,9 @@ def load(
         return entry["json"]
     if kind == "module":
         try:
+            for submodule in entry.get("submodules", ()):
+                with contextlib.suppress(ImportError):  # the body will say what it lacks
+                    importlib.import_module(submodule)
             return importlib.import_module(entry["module"])
         except ModuleNotFoundError as error:
             raise _unloadable(name, error) from error

@@ -63,10 +63,11 @@ def collect(
     dry_run: bool = False,
     thorough: bool = True,
     min_age_s: float = MIN_AGE_S,
+    spare_young: bool = True,
 ) -> Report:
     """Remove old runs of one flow (None: of all), then blobs of the project that nothing refers to.
 
-    `keep_runs` 0 keeps all runs. Without `thorough` blobs are looked at only if a run was removed, which is what an engine wants
+    `keep_runs` 0 keeps all runs; with `spare_young` those that began less than `min_age_s` ago are kept, too. Without `thorough` blobs are looked at only if a run was removed, which is what an engine wants
     after each of its runs. Safe in any thread and beside other processes. Raises StoreError only if the store as a whole cannot
     be read; what goes wrong with one object stands in the report.
     """
@@ -74,7 +75,7 @@ def collect(
         raise ValueError(f"keep_runs is the number of runs to keep, 0 for all; got {keep_runs}")
     report = Report(dry_run)
     for name in [flow] if flow is not None else list(store.names("flows")):
-        _retire(store, name, keep_runs, min_age_s, report)
+        _retire(store, name, keep_runs, min_age_s, spare_young, report)
     for key, age_s, _ in list(store.aged("probes/")) if not dry_run else ():
         if age_s >= min_age_s:
             store.delete(key)  # of a doctor that was killed
@@ -112,9 +113,12 @@ def addresses(data: bytes) -> set[str]:
 # ---- runs ---------------------------------------------------------------------------------------------------------------
 
 
-def _retire(store: Store, flow: str, keep_runs: int, min_age_s: float, report: Report) -> None:
+def _retire(store: Store, flow: str, keep_runs: int, min_age_s: float, spare_young: bool, report: Report) -> None:
     ids = run_ids(store, flow)
     kept = _kept(store, flow, ids, keep_runs, report)
+    for run in ids if spare_young else ():
+        if run not in kept and any(found.age_s < min_age_s for found in store.aged(layout.spec(flow, run))):
+            kept[run] = "began less than a day ago"
     report.kept |= {(flow, run): kept[run] for run in ids if run in kept}
     for run in ids:
         if run not in kept and _remove(store, flow, run, report):
@@ -167,8 +171,14 @@ def _why_kept(store: Store, flow: str, run: str, report: Report) -> str:
 
 
 def _origins(store: Store, flow: str, run: str) -> set[str]:
-    """The runs of which a run took results."""
-    return {
+    """The runs of which a run took results, or, as one that it resumes, may still take some."""
+    try:
+        resumed = _json(store, layout.spec(flow, run)).get("origin")
+    except StoreMissing:
+        raise
+    except StoreError:
+        resumed = None  # it cannot go on either
+    return {str(resumed)} - {"None"} | {
         str(event["run"])
         for key in store.list(layout.log_prefix(flow, run))
         for event in _events(store, key)

@@ -265,7 +265,13 @@ class TaskResult:
 
     def _scalars(self) -> dict[str, Any]:
         artifacts = self._commit(needed=False).get("artifacts", {})
-        return {name: entry["json"] for name, entry in artifacts.items() if entry.get("kind") == "json"}
+        found = {name: entry["json"] for name, entry in artifacts.items() if entry.get("kind") == "json"}
+        numbers = [n for n, e in artifacts.items() if "inline" in e and str(e.get("type", "")).startswith("numpy.") and not e.get("shape")]
+        for name in numbers:  # numpy's own scalars, such as the mean of some scores; they are small and stand in the COMMIT
+            with contextlib.suppress(ArtifactError):
+                value = self._find_reader().load(artifacts[name], name)
+                found[name] = value.item() if hasattr(value, "item") else value
+        return {name: found[name] for name in artifacts if name in found}
 
     # ---- identity ----
 

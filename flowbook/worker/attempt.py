@@ -452,11 +452,22 @@ class Attempt:
             if bound is None or not bound.is_data or name in saves or not changed(bound):
                 continue
             self._refuse_change(name, level)
+        self._look_at_captured(levels, changed)
         for name, bound in list(self.scope.bound.items()):
             if (bound.entry.get("shares") or bound.entry.get("alias")) and bound.place is not None:
                 self._check_shared(name, bound, changed)
         self._look_at_item(levels)
         self._look_at_joined(saves)
+
+    def _look_at_captured(self, levels: Mapping[str, str], changed: _Changes) -> None:
+        """Captured data that functions keep state in. Each task has its own copy, plain cells would share it."""
+        for name, bound in list(self.scope.bound.items()):
+            if name in self.spec.captures and name not in levels and bound.place is None and bound.is_data and changed(bound):
+                self.found.changed.append(name)
+                self.found.add(
+                    f"`{name}` was changed in place by a function that {self.name} ({self.step.label}) called; the change stays in this task, "
+                    f"where plain cells would share it. Keep such state in a name that a step assigns."
+                )
 
     def _refuse_change(self, name: str, level: str) -> None:
         reader = self._later_reader(name)

@@ -2,7 +2,7 @@
 
 It talks with the engine over one SEQPACKET socket, a JSON object a message:
 
-    → {"do": "run", "id", "order"?, "devices"?}     with the descriptors of the output file and the frames, and of the order if that is large
+    → {"do": "run", "id", "order"?, "devices"?, "bare"?}     with the descriptors of the output file and the frames, and of the order if that is large
     → {"do": "import", "modules": ["pandas"]}       get ready
     → {"do": "signal", "id", "number"}              to the attempt's whole process group
     ← {"say": "ready", "unsafe": null | why}        after the start and after each import: whether it may fork
@@ -16,6 +16,7 @@ with the engine. What attempts leave behind by daemons of their own is adopted h
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -26,6 +27,7 @@ import select
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -51,6 +53,17 @@ def die_with_parent() -> None:
     """Let this process be killed when the one that started it ends, in whatever way. Linux only; elsewhere nothing happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _forget_exits() -> None:
+    """What imported modules want to do at the end of the process that imported them is not for each attempt to do."""
+    atexit._clear()
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
+    if "logging" in sys.modules:
+        atexit.register(sys.modules["logging"].shutdown)
+    if "multiprocessing.util" in sys.modules:
+        atexit.register(sys.modules["multiprocessing.util"]._exit_function)
 
 
 class _Server:
@@ -109,17 +122,23 @@ class _Server:
 
     def _run(self, message: Json, fds: list[int]) -> Order | None:
         order: Order = message["order"] if "order" in message else _read_order(fds[2])
-        self._import(self._prepare(order))
+        modules = self._prepare(order)
+        self._import(() if message.get("bare") else modules)
         if (why := self._why_unsafe()) is not None:
             self._say({"say": "refused", "id": message["id"], "why": why})
         else:
             parent = os.getpid()
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                pid = -1
+                self._say({"say": "refused", "id": message["id"], "why": f"no process could be forked: {error}"})
             if pid == 0:
                 self._become_attempt(parent, fds, message)
                 return {**order, "frames_fd": fds[1]}
-            self._attempts[pid] = message["id"]
-            self._say({"say": "started", "id": message["id"], "pid": pid})
+            if pid > 0:
+                self._attempts[pid] = message["id"]
+                self._say({"say": "started", "id": message["id"], "pid": pid})
         for fd in fds:
             os.close(fd)
         return None
@@ -139,6 +158,7 @@ class _Server:
             os.dup2(fds[0], stream)
         for fd in (fds[0], *fds[2:]):
             os.close(fd)
+        _forget_exits()
         if message.get("devices"):
             os.environ["CUDA_VISIBLE_DEVICES"] = message["devices"]
         gc.enable()

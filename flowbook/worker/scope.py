@@ -64,6 +64,8 @@ class Scope:
         self._decoding: set[str] = set()
         self._shared: dict[tuple[Any, ...], Any] = {}
         self._module_keys: dict[str, str | None] = {}
+        self._own_keys: dict[str, tuple[Any, str | None]] = {}
+        self._keying: set[str] = set()  # recursive definitions end here
 
     # ---- captures and parameters ----
 
@@ -118,15 +120,38 @@ class Scope:
             return self._module_key(qualname.removeprefix("module "))
         root = qualname.partition(".")[0]
         if root not in self._captured or self._captured[root] is not self.main.get(root):
-            return None
+            return self._own_key(root)
         captured = self.spec.captures[root]
         key: str | None = captured.get("deep") or captured.get("key")
         return key
 
+    def _own_key(self, root: str) -> str | None:
+        """Of a definition that a step's body made: of its code, wherever it was loaded."""
+        value = self.main.get(root)
+        if not isinstance(value, type | types.FunctionType) or getattr(value, "__module__", None) != "__main__" or root in self._keying:
+            return None
+        known = self._own_keys.get(root)
+        if known is None or known[0] is not value:
+            self._keying.add(root)
+            try:
+                known = self._own_keys[root] = value, canon.content_key(value, main=self.main, keys=self.key_of, code=True)
+            finally:
+                self._keying.discard(root)
+        return known[1]
+
     def _module_key(self, root: str) -> str | None:
+        """Of a local module's content, and of that of all local modules that it imports in turn."""
         if root not in self._module_keys:
-            blobs = [f"{name} {info['blob']}" for name, info in sorted(self.spec.modules.items()) if name.partition(".")[0] == root]
-            self._module_keys[root] = canon.short_hash("\n".join(blobs)) if blobs else None
+            reached: set[str] = set()
+            queue = [root]
+            while queue:
+                name = queue.pop()
+                if name not in reached:
+                    reached.add(name)
+                    queue += [i for n, info in self.spec.modules.items() if n.partition(".")[0] == name for i in info.get("imports", ())]
+            blobs = [f"{name} {info['blob']}" for name, info in sorted(self.spec.modules.items()) if name.partition(".")[0] in reached]
+            local = any(name.partition(".")[0] == root for name in self.spec.modules)
+            self._module_keys[root] = canon.short_hash("\n".join(blobs)) if local else None
         return self._module_keys[root]
 
     def resolve(self, qualname: str, key: str | None) -> Any:
@@ -134,7 +159,9 @@ class Scope:
         root = qualname.partition(".")[0]
         if root not in self.main:
             if root in self.spec.captures and root not in self._decoding:
-                self._decode_capture(root)
+                self._capture(root)
+                if root not in self._captured:
+                    self._decode_capture(root)
             elif (entry := self._definition(root)) is not None:
                 self.main.setdefault(root, self.reader.load_quietly(entry, root))
             self._on_demand[root] = self.main.get(root)

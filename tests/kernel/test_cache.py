@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,189 @@ def test_bad_cache_options_are_refused_with_the_place(book: Notebook, options: s
     text = cell.error or book.fails("%flow run")
 
     assert says in text and "Cell In[" in text
+
+
+def test_a_path_in_a_variable_and_a_file_of_the_same_age_count(book: Notebook) -> None:
+    path = book.folder / "u.csv"
+    path.write_text("1")
+    book.ok("DATA = 'u.csv'\ndef load(p):\n    return open(p).read()")
+    book.ok("%%flowstep a\nd = load(DATA)")
+    book.ok("%%flowstep b --files u.csv\nimport os\ne = open(os.path.join('.', 'u.csv')).read()")
+    book.ok("%flow run")
+    before = path.stat()
+
+    path.write_text("2")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    book.ok("%flow run")
+
+    assert book.value("d, e") == "('2', '2')"
+
+
+def test_a_clock_is_asked_again_by_the_next_kernel_also_by_a_step_that_captures_data(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(2):
+        book = Notebook(tmp_path)
+        try:
+            book.ok("%load_ext flowbook")
+            book.ok("M = 1")
+            book.ok("%%flowstep tt\nimport time\nstamp = (M, time.time())")
+            book.ok("%flow run")
+            seen.append(book.value("stamp"))
+        finally:
+            book.close()
+
+    assert seen[0] != seen[1]
+
+
+def test_state_that_functions_keep_is_told_to_be_private_to_a_task(book: Notebook) -> None:
+    book.ok("MEMO = {}\ndef memo(x):\n    MEMO[x] = 1\n    return len(MEMO)")
+    book.ok('%%flowstep each --foreach "i in range(2)"\nn = memo(i)')
+
+    assert "`MEMO` was changed in place by a function that step each" in book.ok("%flow run").text
+
+
+def test_a_plain_cell_that_computes_from_an_artifact_is_told(book: Notebook) -> None:
+    book.ok("%%flowstep q1\nbase = 10")
+    book.ok("%flow run")
+    book.ok("derived = base * 2")
+    book.ok("%%flowstep q3\nfinal = derived + 1")
+
+    for command in ("%flow check", "%flow run"):
+        assert "computed from `base` of step q1" in book.ok(command).text
+
+
+def test_a_submodule_that_a_plain_cell_imported_is_there(book: Notebook) -> None:
+    book.ok("import xml.dom.minidom")
+    book.ok("%%flowstep a\ntag = xml.dom.minidom.parseString('<a/>').documentElement.tagName")
+    book.ok("%flow run")
+
+    assert book.value("tag") == "'a'"
+
+
+def test_a_table_has_the_item_and_the_scalars_of_numpy(book: Notebook) -> None:
+    book.ok('%%flowstep each --foreach "p in [{1: 2}]"\nimport numpy as np\nscore, n = np.float64(0.5), np.int64(3)')
+    book.ok("%flow run")
+
+    assert book.value("list(each.table().columns)[:3]") == "['p', 'score', 'n']"
+    assert book.value("each.table().score[0]") == "np.float64(0.5)"
+
+
+def test_a_setup_cell_that_fails_is_not_kept_and_takes_no_options(book: Notebook) -> None:
+    book.run("%%flowsetup\n1 / 0")
+    assert "takes no options" in book.fails("%%flowsetup --x\ny = 1")
+    book.ok("%%flowstep a\nx = 1")
+
+    book.ok("%flow run")
+
+
+def test_an_option_line_below_code_is_refused(book: Notebook) -> None:
+    assert "`#| --retry 3` stands below code" in book.fails("%%flowstep a\nx = 1\n#| --retry 3\ny = 2")
+
+
+def test_whos_shows_what_is_known(book: Notebook) -> None:
+    book.ok("%%flowstep a\nx = 1")
+
+    assert "not run" in book.ok("%whos").stdout
+
+
+def test_a_plan_that_looks_into_folders_files_or_the_environment_is_evaluated_anew(book: Notebook) -> None:
+    (book.folder / "data").mkdir()
+    (book.folder / "data" / "a.csv").write_text("")
+    book.ok("import glob, os\nos.environ['MODE'] = 'x'")
+    book.ok("%%flowstep each --foreach \"f in sorted(glob.glob('data/*.csv'))\"\nname = f")
+    book.ok("%%flowstep some --when \"os.environ['MODE'] == 'x'\"\nhit = 1")
+    book.ok("%%flowstep names --join each\nfound = [t.name for t in each]")
+    book.ok("%flow run")
+
+    (book.folder / "data" / "b.csv").write_text("")
+    book.ok("os.environ['MODE'] = 'y'\n%flow run")
+
+    assert book.value("found") == "['data/a.csv', 'data/b.csv']"
+    assert "was skipped" in book.fails("hit")
+
+
+def test_what_a_setup_cell_reads_counts(book: Notebook) -> None:
+    (book.folder / "cfg.txt").write_text("1")
+    book.ok("%%flowparams\nn: int = 1")
+    book.ok("%%flowsetup\nk = n * 10\ncfg = open('cfg.txt').read()")
+    book.ok("%%flowstep a\nseen = (k, cfg)")
+    book.ok("%flow run")
+    (book.folder / "cfg.txt").write_text("22")
+    book.ok("%flow run")
+    assert book.value("seen") == "(10, '22')"
+
+    book.ok("%flow run --n 2")
+    assert book.value("seen") == "(20, '22')"
+
+
+def test_a_module_that_an_earlier_step_imports_and_what_it_imports_count(book: Notebook) -> None:
+    (book.folder / "h2.py").write_text("V = 1\n")
+    (book.folder / "hh.py").write_text("import h2\nclass C:\n    def m(self):\n        return h2.V\ndef f():\n    return h2.V\n")
+    book.ok("%%flowstep d\nimport hh\nx = 1\nc = hh.C()")
+    book.ok("%%flowstep a\ny = hh.f() + x\nz = c.m()")
+    book.ok("%flow run")
+
+    (book.folder / "h2.py").write_text("V = 5\n")
+    book.ok("%flow run")
+
+    assert book.value("y, z") == "(6, 5)"
+
+
+def test_instances_of_a_class_that_a_step_defines_count_by_what_the_class_says(book: Notebook) -> None:
+    def define(value: int) -> None:
+        book.ok(f"%%flowstep d\nclass C:\n    def m(self):\n        return {value}\nc = C()\ncs = [C(), C()]")
+
+    define(1)
+    book.ok("%%flowstep a\ny = c.m()")
+    book.ok('%%flowstep each --foreach "one in cs"\nv = one.m()')
+    book.ok("%%flowstep j --join each\nvs = [t.v for t in each]")
+    book.ok("%flow run")
+    define(2)
+    book.ok("%flow run")
+
+    assert book.value("c.m(), y, vs") == "(2, 2, [2, 2])"
+
+
+def test_an_instance_brings_along_what_its_captured_class_uses(book: Notebook) -> None:
+    book.ok("import math\ndef h():\n    return 3\nclass C:\n    def m(self):\n        return h(), math.floor(2.5)")
+    book.ok("%%flowstep d\nc = C()")
+    book.ok("%%flowstep a\ny = c.m()")
+    book.ok("%flow run")
+
+    assert book.value("y") == "(3, 2)"
+
+
+def test_what_current_tells_counts(book: Notebook) -> None:
+    def define(items: str) -> None:
+        book.ok(f"%%flowstep start\nitems = {items}")
+        book.ok('%%flowstep each --foreach "i in items"\nseen = current.index, list(current.tags)')
+        book.ok("%%flowstep j --join each\nall_seen = [t.seen for t in each]")
+
+    book.ok("%%flowstep number\nrun = current.run")
+    define("['a']")
+    book.ok("%flow run --tag one")
+    define("['x', 'a']")
+    book.ok("%flow run --tag one")
+    assert book.value("all_seen, run") == "([((0,), ['one']), ((1,), ['one'])], '2')"
+
+    book.ok("%flow run --tag two")
+    assert book.value("all_seen[0][1], run") == "(['two'], '3')"
+
+
+def test_another_working_folder_is_another_work(book: Notebook) -> None:
+    for name, text in (("a", "1"), ("b", "2")):
+        (book.folder / name).mkdir()
+        (book.folder / name / "d.txt").write_text(text)
+    book.ok("import os\nos.chdir('a')")
+    book.ok("%%flowstep r\ntext = open('d.txt').read()")
+    book.ok("%flow run")
+    book.ok("os.chdir('../b')\n%flow run")
+
+    assert book.value("text") == "'2'"
+
+
+def test_a_parameter_that_looks_like_a_secret_is_refused(book: Notebook) -> None:
+    book.ok("%%flowparams\napi_key: str = 'sk-abcdefghijklmnopqrstuvwxyz'")
+    book.ok("%%flowstep a\nx = 1")
+
+    assert "looks like a secret" in book.fails("%flow run")

@@ -70,6 +70,8 @@ def test_gc_keeps_what_the_setting_says(tmp_path: Path) -> None:
         notebook.ok("%%flowstep a\nx = n")
         for n in (1, 2, 3):
             notebook.ok(f"%flow run --n {n}")
+        assert "kept 3 runs (1 of today, 2 the last)" in notebook.ok("%flow gc").stdout
+        older(tmp_path / "store/default/flows/book/1/run.json", 25 * 3600)
         assert "1 run of book: 1" in notebook.ok("%flow gc").stdout
     finally:
         notebook.close()

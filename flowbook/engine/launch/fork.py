@@ -25,7 +25,8 @@ Json = Any
 COMMAND = (sys.executable, "-P", "-m", "flowbook.worker", "--fork-server")
 MESSAGE_BYTES = 100_000  # a larger order goes as a file
 MOST_SERVERS = 3  # one that has nothing to do is closed for a new one
-START_S = 60.0
+START_S = float(os.environ.get("FLOWBOOK_FORK_START_S", "60"))  # for a server's start, or for its imports before it forks
+KILL_S = 10.0  # until a process that was killed must have been reported
 OWN = ("CUDA_VISIBLE_DEVICES",)  # set for each attempt, after the fork
 
 
@@ -42,8 +43,11 @@ class Forked:
         self._started, self._ended = asyncio.Event(), asyncio.Event()
 
     async def started(self) -> bool:
-        """Whether the process was forked; False if the server refused or died first."""
-        await self._started.wait()
+        """Whether the process was forked; False if the server refused, died first, or hangs, in an import for instance."""
+        try:
+            await asyncio.wait_for(self._started.wait(), START_S)
+        except TimeoutError:
+            self._server.kill()
         return self.pid is not None
 
     async def ended(self) -> None:
@@ -56,8 +60,15 @@ class Forked:
             await asyncio.wait_for(self.ended(), grace_s)
 
     def kill(self) -> None:
+        if self._ended.is_set():
+            return
+        self._server.signal(self._number, signal.SIGKILL)
+        asyncio.get_running_loop().call_later(KILL_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """A server that does not even end what it was told to kill hangs, in an import for instance."""
         if not self._ended.is_set():
-            self._server.signal(self._number, signal.SIGKILL)
+            self._server.kill()
 
     def reap(self) -> int | None:
         """The exit code; below 0 the signal; None if the server died and nobody can tell."""
@@ -112,6 +123,8 @@ class ForkServer:
         self.attempts: dict[int, Forked] = {}
         self.unsafe: str | None = None
         self.dead = False
+        self.bare = False  # forks without importing anything beforehand
+        self.fell = False  # died while it was to start an attempt, most likely by an import
         self._answered = asyncio.Event()
         self._number = 0
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -134,6 +147,8 @@ class ForkServer:
         message: dict[str, Json] = {"do": "run", "id": self._number}
         if devices:
             message["devices"] = devices
+        if self.bare:
+            message["bare"] = True
         fds = [os.dup(output_fd), os.dup(frames_fd)]
         data = json.dumps({**message, "order": order}).encode()
         if len(data) > MESSAGE_BYTES:
@@ -145,10 +160,17 @@ class ForkServer:
         return forked
 
     def prepare(self, modules: Sequence[str]) -> None:
+        if self.bare:
+            return
         self._send(json.dumps({"do": "import", "modules": list(modules)}).encode(), [])
 
     def signal(self, number: int, sign: int) -> None:
         self._send(json.dumps({"do": "signal", "id": number, "number": int(sign)}).encode(), [])
+
+    def kill(self) -> None:
+        """End a server that does not answer. Its attempts are lost."""
+        self._process.kill()
+        self._lose()
 
     def close(self) -> None:
         """End the server and whatever it runs."""
@@ -220,6 +242,7 @@ class ForkServer:
                 os.close(fd)
         self._unsent.clear()
         self._answered.set()
+        self.fell = any(forked.pid is None for forked in self.attempts.values())
         for forked in list(self.attempts.values()):
             forked.lose()
         self.attempts.clear()
@@ -248,7 +271,9 @@ class ForkServers:
         server = self._servers.pop(key, None)
         if server is None or server.dead:
             self._make_room()
+            bare = server is not None and (server.bare or server.fell)
             server = ForkServer(self._command, {name: value for name, value in env.items() if name not in OWN}, cwd, self._log)
+            server.bare = bare
         self._servers[key] = server  # the last used is the last
         return server if server.unsafe is None else None
 
