@@ -503,7 +503,9 @@ class Run:
         live = self.live[task] = Live(task, launch.attempt, self._folder / _output_name(task, launch.attempt))
         with contextlib.suppress(OSError, IndexError):
             self._blank.pop().rename(live.output)
-        live.key = self._looked.pop(task, (None, ""))[0]
+        looked = self._looked.pop(task, None)
+        keyed = state.key(task) if looked is None else None  # a later attempt, or a run that takes nothing: others may take from it
+        live.key = looked[0] if looked is not None else keyed[0] if keyed is not None else None
         if live.key is not None:
             self.machine.flights.setdefault((self.flow, live.key), Flight(self))
         follow = asyncio.create_task(self._follow(state, live, self._order(state, live, granted)))

@@ -155,11 +155,12 @@ def local_modules(roots: Iterable[str], store: Store, known: Mapping[str, Any] |
             continue
         done.add(root)
         file = _module_file(root)
-        if file is None or not _is_local(file):
+        folder = file.parent if file is not None and file.name == "__init__.py" else _namespace_folder(root) if file is None else None
+        if not any(place is not None and _is_local(place) for place in (file, folder)):
             continue
-        package = file.name == "__init__.py"
-        for path in sorted(file.parent.rglob("*.py"))[:5000] if package else [file]:
-            relative = path.relative_to(file.parent.parent if package else file.parent).with_suffix("")
+        paths = sorted(folder.rglob("*.py"))[:5000] if folder is not None else [file] if file is not None else []
+        for path in paths:
+            relative = path.relative_to(folder.parent if folder is not None else path.parent).with_suffix("")
             dotted = ".".join(relative.parts)
             is_package = dotted.endswith("__init__")
             dotted = dotted.removesuffix(".__init__")
@@ -190,7 +191,7 @@ def imports_beforehand(captured: Captured, values: Iterable[Any], sources: Itera
         if re.search(r"environ|putenv", source):
             return ()
         found |= _imported_first(source)
-    known = {"__main__", "builtins", *captured.modules}
+    known = {"__main__", "builtins", *captured.modules, *(name.partition(".")[0] for name in captured.modules)}
     return tuple(sorted(n for n in found if n not in known and n.partition(".")[0] not in known and _module_spec(n)))
 
 
@@ -255,6 +256,16 @@ def _module_file(root: str) -> Path | None:
             return None
         file = spec.origin if spec and spec.has_location else None
     return Path(file) if isinstance(file, str) and file.endswith(".py") else None
+
+
+def _namespace_folder(root: str) -> Path | None:
+    """The folder of a package without `__init__.py`, if it is one folder."""
+    try:
+        spec = importlib.util.find_spec(root)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    places = list(spec.submodule_search_locations or ()) if spec is not None and spec.origin is None else []
+    return Path(places[0]) if len(places) == 1 else None
 
 
 def _is_local(file: Path) -> bool:

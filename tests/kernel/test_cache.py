@@ -385,3 +385,16 @@ def test_a_parameter_that_looks_like_a_secret_is_refused(book: Notebook) -> None
     book.ok("%%flowstep a\nx = 1")
 
     assert "looks like a secret" in book.fails("%flow run")
+
+
+def test_a_package_without_an_init_file_goes_along_and_counts(book: Notebook) -> None:
+    (book.folder / "src" / "deep").mkdir(parents=True)
+    (book.folder / "src" / "util.py").write_text("from src.deep.more import V\ndef f():\n    return V\n")
+    (book.folder / "src" / "deep" / "more.py").write_text("V = 1\n")
+    book.ok("%%flowstep a\nfrom src.util import f\nx = f()")
+    book.ok("%flow run")
+    assert book.value("x") == "1"
+
+    (book.folder / "src" / "deep" / "more.py").write_text("V = 22\n")
+    book.ok("%flow run")
+    assert book.value("x") == "22"
