@@ -493,6 +493,19 @@ def test_a_resume_takes_what_ended_well_and_runs_the_rest(bench: Bench) -> None:
     assert launched(bench, "2") == ["train[2]", "best"]
 
 
+def test_a_resume_takes_also_what_came_after_a_step_that_it_takes(bench: Bench) -> None:
+    steps = (
+        step("a"),
+        step("b", after=("a",)),
+        step("c", "os._exit(order['run'] == '1') if order['run'] == '1' else commit()", after=("b",)),
+    )
+    bench.drive(*steps)
+
+    bench.drive(*steps, run="2", origin="1")
+
+    assert launched(bench, "2") == ["c"]
+
+
 def test_a_sweep_with_one_more_item_in_front_runs_that_item(bench: Bench) -> None:
     def items(letters: str) -> tuple[Step, ...]:
         _start, train, best = sweep(len(letters), "commit(y=order['ids'])")

@@ -259,15 +259,14 @@ def test_tolerated_failures_of_a_sweep_are_joined_as_such(project: Project) -> N
     assert report["different"] == report["missing"] == [] and "end.why" in report["equal"] and "error" not in report
 
 
-def test_reused_tasks_are_compared_where_they_are(project: Project) -> None:
+def test_a_task_is_compared_with_the_commit_of_this_run_into_which_a_reused_one_was_copied(project: Project) -> None:
     project.define(cell("start", "x = [1]", saves=("x",)))
     project.run("start")
     commit = project.store.get(layout.commit(FLOW, RUN, "start", ()))
     project.store.create(layout.commit(FLOW, "0", "start", ()), commit)
     project.store.delete(layout.commit(FLOW, RUN, "start", ()))
     assert read_serially(project)["missing"] == [{"task": "start", "name": "x"}]
-    log = {"events": [{"e": "run_started", "at": 0}, {"e": "reused", "at": 1, "step": "start", "index": [], "run": "0"}]}
-    project.store.create(layout.log(FLOW, RUN, 0), json.dumps(log).encode())
+    project.store.create(layout.commit(FLOW, RUN, "start", ()), commit)
 
     assert read_serially(project) == {"equal": ["start.x"], "different": [], "missing": []}
 

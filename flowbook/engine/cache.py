@@ -196,6 +196,4 @@ def _spec(store: Store, flow: str, run: str) -> Spec:
 
 def _run_ids(store: Store, flow: str) -> list[str]:
     """The runs of a flow, oldest first."""
-    return sorted(
-        store.names(layout.flow_prefix(flow).rstrip("/")), key=lambda run: (not run.isdigit(), int(run) if run.isdigit() else 0, run)
-    )
+    return sorted(store.names(layout.flow_prefix(flow).rstrip("/")), key=layout.run_order)

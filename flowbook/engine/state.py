@@ -263,10 +263,6 @@ class RunState:
         """How many tasks of a step are in each state. A plan task counts until it has succeeded and its tasks stand for it."""
         return self._counts[step]
 
-    def locate(self, step: str, index: Iterable[int] = (), part: str = "body") -> str:
-        """The run where the task's COMMIT is: always this one, into which those of other runs are copied."""
-        return self.spec.run
-
     def printed_by(self, task: Task) -> tuple[str, Index, int]:
         """Run, index and attempt of what made the result: there stands what it printed."""
         found = self.tasks[task]
@@ -347,10 +343,10 @@ class RunState:
         return None if "?" in found.values() else found
 
     def _after_key(self, need: Need, index: Index) -> str:
-        """Of a step that is only to be waited for. What it did outside of its artifacts nobody can compare: it must not have run anew."""
+        """Of a step that is only to be waited for: of all that its tasks depend on, since what they did outside nobody can compare."""
         digest = hashlib.sha256()
         for found in self._below(need, index):
-            key = self.key(found.task) if found.state == "succeeded" and found.origin is not None else None
+            key = self.key(found.task) if found.state == "succeeded" else None
             if key is None:
                 return "?"
             digest.update(key[0].encode())
@@ -679,6 +675,10 @@ class RunState:
         known = step.key if found.task.part == "body" else step.plan_key
         if not known or step.options.always or found.attempts:
             return False
+        if found.task.part == "body":
+            after = [self._need(name, step.base) for name in step.options.after if name in self._steps]
+            if any(below.origin is None for need in after for below in self._below(need, found.task.index) if below.state == "succeeded"):
+                return False  # what it comes after ran anew, and may have done something outside of its artifacts
         return self.spec.origin is not None or not (self.spec.fresh or step.options.no_cache)
 
     # ---- failing and stopping -----------------------------------------------------------------------------------------------

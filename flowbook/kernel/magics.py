@@ -309,12 +309,11 @@ def _logs(session: Session, line: str) -> None:
 def _texts(session: Session, run: Run, step: str | None, index: tuple[int, ...] | None) -> list[tuple[str, str]]:
     """(task, all that its last attempt printed): from the store when it has ended, else the live tail."""
     found = []
-    for task, state in sorted(run.view.state.tasks.items(), key=lambda x: (x[0].step, x[0].index)):
+    for task in sorted(run.view.state.tasks, key=lambda task: (task.step, task.index)):
         if (step is not None and task.step != step) or (index is not None and task.index != index):
             continue
-        key = layout.output(
-            run.spec.flow, run.view.state.locate(task.step, task.index), task.step, task.index, state.attempt or 0, task.part
-        )
+        origin, there, attempt = run.view.state.printed_by(task)
+        key = layout.output(run.spec.flow, origin, task.step, there, attempt, task.part)
         if session.store.exists(key):
             size = session.store.size(key)
             data = session.store.get_range(key, max(0, size - 1_000_000), size)

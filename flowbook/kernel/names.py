@@ -251,7 +251,7 @@ def task_result(session: Session, run: Run, step: str, index: tuple[int, ...]) -
     task = state.tasks.get(Task(step, index))
     return results.TaskResult(
         session.reader(run),
-        run=state.locate(step, index),
+        run=run.id,
         step=step,
         index=index,
         state=task.state if task else "waiting",

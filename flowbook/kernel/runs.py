@@ -60,7 +60,7 @@ class Runs:
         """Every run of a flow, oldest first."""
         folder = self._session.root / layout.flow_prefix(flow)
         found = [p.name for p in folder.iterdir() if (p / "run.json").exists()] if folder.is_dir() else []
-        return sorted(found, key=lambda r: (not r.isdigit(), int(r) if r.isdigit() else 0, r))
+        return sorted(found, key=layout.run_order)
 
     def read_spec(self, flow: str, run_id: str) -> dict[str, Any]:
         """The plain `run.json`. Raises StoreError if it is damaged."""
@@ -184,7 +184,8 @@ class Runs:
             key = (task.step, task.index, task.part)
             if state.ended_at is None or key in view.output or key in view.displays:
                 continue
-            place = (run.spec.flow, view.state.locate(*key), task.step, task.index, state.attempt or 0, task.part)
+            origin, there, attempt = view.state.printed_by(task)
+            place = (run.spec.flow, origin, task.step, there, attempt, task.part)
             printed, shown = layout.output(*place), layout.display(*place)
             if store.exists(printed):
                 size = store.size(printed)

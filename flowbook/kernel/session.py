@@ -567,7 +567,6 @@ class Session:
             origin=origin.id if origin else None,
             fresh=fresh,
             life=life,
-            reuse=keys.unchanged(steps, origin.spec.steps) if origin else (),
             notebook=str(notebook_path(self.shell) or ""),
             user=_user(),
             started_at=time.time(),
@@ -711,7 +710,8 @@ class Session:
             max_parallel=last.spec.max_parallel,
             origin=last,
         )
-        again = [s.name for s in run.spec.steps if s.name not in run.spec.reuse]
+        same = keys.unchanged(run.spec.steps, last.spec.steps)
+        again = [s.name for s in run.spec.steps if s.name not in same]
         if again and any(s in {x.name for x in last.spec.steps} for s in again):
             notes.append(f"changed since run {last.id}, so they run again: {', '.join(again)}")
         return run, notes
@@ -794,8 +794,7 @@ class Session:
         return None
 
     def commit(self, run: Run, step: str, index: tuple[int, ...]) -> dict[str, Any]:
-        where = run.view.state.locate(step, index)
-        found = results.read_commit(self.store, run.spec.flow, where, step, index)
+        found = results.read_commit(self.store, run.spec.flow, run.id, step, index)
         if found is None:
             raise ArtifactNotLoaded(f"{task_name(step, index)} of run {run.id} has no result")
         return found

@@ -139,7 +139,6 @@ class Spec:
     origin: str | None = None  # the run that this one resumes
     fresh: bool = False  # take no result of another run, the origin's excepted
     life: str = ""  # a random word of the kernel that started the run; a resume keeps that of its origin
-    reuse: tuple[str, ...] = ()  # steps whose committed tasks of `origin` may be taken
     notebook: str | None = None
     user: str | None = None
     started_at: float | None = None  # seconds since the epoch, for people only

@@ -89,7 +89,7 @@ def collect(
 def run_ids(store: Store, flow: str) -> list[str]:
     """The runs of a flow, oldest first."""
     found = [run for run in store.names(f"flows/{flow}") if store.exists(layout.spec(flow, run))]
-    return sorted(found, key=lambda run: (not run.isdigit(), int(run) if run.isdigit() else 0, run))
+    return sorted(found, key=layout.run_order)
 
 
 def is_open(store: Store, flow: str, run: str) -> bool:

@@ -36,6 +36,11 @@ def task_key(index: Index, part: str = "body") -> str:
     return name if part == "body" else f"{name}.plan"
 
 
+def run_order(run: str) -> tuple[bool, int, str]:
+    """A key for sorting runs, oldest first: by number, then those with another name."""
+    return not run.isdigit(), int(run) if run.isdigit() else 0, run
+
+
 def flow_prefix(flow: str) -> str:
     return f"flows/{flow}/"
 

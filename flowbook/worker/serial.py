@@ -113,7 +113,6 @@ class _Reading:
         self.fans: dict[tuple[str, Index], list[Any] | None] = {}  # foreach step, base index → its items; None: skipped
         self.ids: dict[tuple[str, Index], list[str]] = {}  # the same → the id of each item
         self.done: dict[tuple[str, Index], _Done] = {}
-        self.where = _locations(store, spec)
         self.found: dict[str, list[Json]] = {"equal": [], "different": [], "missing": []}
         self.tracer = Tracer(spec.sources)
         self.display = output.Display(lambda data, metadata, display_id, update: None)
@@ -372,20 +371,16 @@ class _Reading:
             done = self.done.get((step.name, index), _Done("skipped"))
             if done.state != "succeeded":
                 exceptions[str(index[-1]) if index else "0"] = {"state": done.state, "error": done.error}
-        runs = {str(index[-1]): self._located(step, index) for index in indices if count is not None}
-        join = {"index": list(base), "count": count, "exceptions": exceptions, "run": self._located(step, base), "runs": runs}
+        join = {"index": list(base), "count": count, "exceptions": exceptions, "run": self.spec.run}
         foreach = step.options.foreach
         return results.TaskResults.from_join(self.live, step.name, join, foreach.names if foreach else (), flow=self.spec.flow)
 
     # ---- comparing ----
 
-    def _located(self, step: Step, index: Index) -> str:
-        return self.where.get((step.name, index), self.spec.run)
-
     def _compare(self, step: Step, index: Index, done: _Done) -> None:
         """Each artifact that the flow committed for this task, against this reading's object as it is now."""
         task = task_name(step.name, index)
-        commit = results.read_commit(self.store, self.spec.flow, self._located(step, index), step.name, index)
+        commit = results.read_commit(self.store, self.spec.flow, self.spec.run, step.name, index)
         artifacts = (commit or {}).get("artifacts", {})
         unsaved = (commit or {}).get("unsaved", {})
         for name in sorted({*artifacts, *done.made}):
@@ -428,13 +423,3 @@ def _equal(made: Any, value: Any, entry: Mapping[str, Json]) -> bool:
     if isinstance(made, (values.File, values.Directory)):
         return bool(made == value)  # by content: a loaded one lies elsewhere
     return compare.same(made, value)
-
-
-def _locations(store: Store, spec: Spec) -> dict[tuple[str, Index], str]:
-    """The run in which the COMMIT of a task is, where the run's log says that it was taken from another one."""
-    found: dict[tuple[str, Index], str] = {}
-    for key in store.list(layout.log_prefix(spec.flow, spec.run)):
-        for event in json.loads(store.get(key)).get("events", ()):
-            if event.get("e") == "reused" and event.get("part", "body") == "body":
-                found[event["step"], tuple(event.get("index") or ())] = event["run"]
-    return found

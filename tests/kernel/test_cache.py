@@ -398,3 +398,22 @@ def test_a_package_without_an_init_file_goes_along_and_counts(book: Notebook) ->
     (book.folder / "src" / "deep" / "more.py").write_text("V = 22\n")
     book.ok("%flow run")
     assert book.value("x") == "22"
+
+
+def test_the_serial_reading_finds_results_that_were_taken_from_another_place(book: Notebook) -> None:
+    for items in ("['a', 'b']", "['new', 'a', 'b']"):
+        book.ok(f"%%flowstep start\nitems = {items}")
+        book.ok('%%flowstep each --foreach "item in items"\nname = item * 2')
+        book.ok("%%flowstep all_of --join each\nnames = [t.name for t in each]")
+        book.ok("%flow run")
+
+    assert "equal" in book.ok("%flow check --serial").stdout
+
+
+def test_what_a_reused_task_printed_is_still_in_the_logs(book: Notebook) -> None:
+    for items in ("['a', 'b']", "['new', 'a', 'b']"):
+        book.ok(f"%%flowstep start\nitems = {items}")
+        book.ok('%%flowstep each --foreach "item in items"\nprint("this is", item)')
+        book.ok("%flow run")
+
+    assert "this is b" in book.ok("%flow logs each[2]").stdout
