@@ -48,8 +48,7 @@ class Drive:
         self.number += 1
         if origin is None:
             self.story.new_run()
-        reuse = ("start", "work", "total") if origin else ()
-        self.engine.start(self.client, *flow(), run=self.run, fresh=True, origin=origin, reuse=reuse, max_parallel=2)
+        self.engine.start(self.client, *flow(), run=self.run, fresh=True, origin=origin, max_parallel=2)
         self.follow()
 
     def adopt(self) -> None:
