@@ -276,13 +276,25 @@ class TaskResult:
     # ---- identity ----
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _task, (self._place, None if self.ok else (self._state, self._error))
+        # By its maker: a reference is the same value, whether its task ran or was taken over from an earlier run.
+        return _task, (self._maker(), None if self.ok else (self._state, self._error))
+
+    def _maker(self) -> tuple[Any, ...]:
+        """The task that made the result: of a COMMIT which another run took over, that of the first run."""
+        flow, run, step, index = self._place
+        try:
+            made = self._commit(needed=False).get("made_in")
+            return (flow, str(made["run"]), step, tuple(made["index"])) if made else (flow, run, step, index)
+        except (ArtifactError, StoreError, KeyError, TypeError):
+            return (flow, run, step, index)
 
     def __eq__(self, other: object) -> bool:
-        return self._place == other._place if isinstance(other, TaskResult) else NotImplemented
+        if not isinstance(other, TaskResult):
+            return NotImplemented
+        return self._place == other._place or (self.step == other.step and self._maker() == other._maker())
 
     def __hash__(self) -> int:
-        return hash(self._place)
+        return hash(self._maker())
 
     def __str__(self) -> str:
         return task_name(self.step, self.index)

@@ -96,7 +96,8 @@ class _Live(results.Reader):
             name: {"kind": "json", "json": value} if codec.is_json(value) else {"kind": "live", "live": value, "repr": preview.text(value)}
             for name, value in found.made.items()
         }
-        return {"artifacts": artifacts, "caught": found.caught}
+        made_in = (results.read_commit(self.store, flow or self.flow, run, step, index, part) or {}).get("made_in")
+        return {"artifacts": artifacts, "caught": found.caught, "made_in": made_in}
 
     def load(self, entry: Mapping[str, Json], name: str = "value") -> Any:
         return entry["live"] if entry["kind"] == "live" else entry["json"]

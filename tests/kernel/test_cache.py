@@ -417,3 +417,15 @@ def test_what_a_reused_task_printed_is_still_in_the_logs(book: Notebook) -> None
         book.ok("%flow run")
 
     assert "this is b" in book.ok("%flow logs each[2]").stdout
+
+
+def test_a_kept_reference_is_its_task_also_where_the_task_was_taken_over(book: Notebook) -> None:
+    book.ok('%%flowstep go --foreach "c in cs"\nscore = c')
+    book.ok("%%flowstep pick --join go\nbest = max(go, key=lambda t: t.score)\nfound = {t: t.score for t in go}")
+    book.ok("cs = [1, 2]")
+    book.ok("%flow run --wait")
+    assert book.value("best == go[1], best in found, best == go[0]") == "(True, True, False)"
+    book.ok("cs = [2, 0, 1]")  # the best one stands elsewhere in its list, and is not run again
+    book.ok("%flow run --wait")
+    assert book.value("best == go[0], found[go[2]], best.score, best in {go[1]}") == "(True, 1, 2, False)"
+    assert "equal" in book.ok("%flow check --serial").stdout
