@@ -26,17 +26,50 @@ class Foreach:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one attempt asks for. `memory_mb` is in MB of 10**6 bytes, None: not asked."""
+    """What one attempt asks for. Megabytes are of 10**6 bytes, None: not asked."""
 
     cpu: float = 1.0
     memory_mb: int | None = None
     gpu: int = 0
+    disk_mb: int | None = None
+    shared_memory_mb: int | None = None
 
 
 @dataclass(frozen=True)
 class Retry:
+    """How often a failed attempt is tried again, and after how long a wait.
+
+    The n-th wait (n from 0) is `minutes_between_retries * backoff**n`, at most `max_minutes`, longer or shorter by up to the share
+    `jitter`. `only` and `unless` are names of exception classes, with or without their module; a base class counts, too.
+    """
+
     times: int = 0
     minutes_between_retries: float = 2.0
+    backoff: float = 1.0
+    jitter: float = 0.0
+    max_minutes: float | None = None
+    only: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card of a step. `options` is JSON, as given to `@card(options=…)`."""
+
+    type: str = "default"
+    id: str | None = None
+    refresh_interval_s: float = 5.0
+    timeout_s: float = 45.0
+    options: str = ""
+    save_errors: bool = True
+    customize: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`load_policy`: "fresh" (of this task's own attempts), "eager" (of earlier runs, too), "none"."""
+
+    load_policy: str = "fresh"
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,11 @@ class Options:
     no_cache: bool = False  # a result of another run is never taken, a resume excepted
     cache_for_s: float | None = None  # a result may be so old
     cache_key: str | None = None  # --cache-key EXPR: evaluated in the kernel when the run starts
+    cards: tuple[Card, ...] = ()
+    checkpoint: Checkpoint | None = None
+    secrets: tuple[str, ...] = ()  # where a step's secret variables come from, see spec/decorators.py; never a value
+    print_exception: bool = True  # of what --catch caught
+    extra: tuple[tuple[str, str], ...] = ()  # decorators that only other places heed: name → JSON of their arguments
 
 
 @dataclass(frozen=True)
@@ -76,6 +114,29 @@ class Input:
     makers: tuple[str, ...] = ()
     captured: bool = False
     required: bool = True
+
+
+@dataclass(frozen=True)
+class Next:
+    """Where a method of a FlowSpec goes on: what its `self.next` says. A step after which the flow ends has none.
+
+    `kind` is "linear", "split", "foreach" or "switch". `name` is the artifact of a foreach (None: the call gives the items
+    themselves) or of a switch. `default`: the step of a switch where no case fits.
+    """
+
+    kind: str
+    steps: tuple[str, ...] = ()
+    name: str | None = None
+    default: str | None = None
+
+
+def next_token(step: str) -> str:
+    """The pseudo-artifact with which a step of a FlowSpec hands over to `step`. A switch makes only that of the case which it took.
+
+    It is in `Step.saves` of the steps before and in `Step.inputs` of `step`, and it is no artifact of any COMMIT: the COMMIT's
+    "next" lists the steps that were handed over to.
+    """
+    return f"next:{step}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +167,10 @@ class Step:
     key: str = ""  # of all that the kernel knows a result depends on: code, captures, parameters, …; "" is never reused
     plan_key: str = ""  # the same of --foreach and --when
     parts: dict[str, str] = field(default_factory=dict, hash=False)  # what `key` is made of: name → hash, so that a miss can be explained
+    method: str | None = None  # the FlowSpec class whose method of the step's name is the body; `source` is then empty
+    next: Next | None = None  # of a method
+    joins: bool = False  # a method that takes `inputs`; `options.join` names the steps before it
+    merges: bool = False  # it calls merge_artifacts: any artifact of the steps that it joins may come out of it
 
     @property
     def planned(self) -> bool:
@@ -143,6 +208,8 @@ class Spec:
     user: str | None = None
     started_at: float | None = None  # seconds since the epoch, for people only
     python: str = ""
+    program: str | None = None  # the file of a FlowSpec, a key of `sources`: each worker runs it as its __main__
+    constants: dict[str, Json] = field(default_factory=dict)  # name → entry: public attributes of the FlowSpec class itself
     version: int = 1
 
     def step(self, name: str) -> Step:
