@@ -30,6 +30,7 @@ from flowbook.engine.state import (
 )
 from flowbook.spec.flow import Foreach, Input, Options, Resources, Retry, Spec, Step
 from flowbook.spec.options import min_ok_count
+from flowbook.spec.retries import wait_s
 
 # ---- words ------------------------------------------------------------------------------------------------------------
 
@@ -355,6 +356,89 @@ def test_every_reason_is_tried_again_until_the_attempts_are_used_up(reason: str)
 
     assert todo(story(spec, f"train {reason}")) == ["launch train again (1)"]
     assert todo(story(spec, f"train {reason}", f"train {reason}")) == ["finish failed"]
+
+
+@pytest.mark.parametrize(
+    ("retry", "waits"),
+    [
+        (Retry(4, 1), [60, 60, 60, 60]),
+        (Retry(4, 1, backoff=2), [60, 120, 240, 480]),
+        (Retry(4, 1, backoff=10, max_minutes=5), [60, 300, 300, 300]),
+        (Retry(2, 0, backoff=3), [0, 0]),
+    ],
+)
+def test_the_waits_grow_by_the_factor_up_to_the_longest(retry: Retry, waits: list[float]) -> None:
+    state, now = story(flow(step("a", retry=retry))), 0.0
+
+    for attempt, wait in enumerate(waits):
+        tell(state, f"a error @{now:g}")
+        assert decide(state, now + wait) == [Launch(Task("a"), attempt + 1)]
+        assert not wait or decide(state, now + wait - 0.5) == [Wake(now + wait)]
+        now += wait
+    tell(state, f"a error @{now:g}")
+    assert todo(state, now) == ["finish failed"]
+
+
+def test_jitter_parts_tasks_that_failed_together_and_is_the_same_whenever_the_log_is_read() -> None:
+    spec = flow(step("train", foreach="xs", plan_reads="xs=", retry=Retry(1, 10, jitter=0.5)))
+    lines = ["train.plan ok train=20", *(f"train[{i}] error @100" for i in range(20))]
+
+    def waits(of: Spec) -> list[float]:
+        state = story(of, *lines)
+        return [state._backoff[Task("train", (i,))] - 100 for i in range(20)]
+
+    assert waits(spec) == waits(spec)
+    assert len(set(waits(spec))) == 20 and all(300 <= wait <= 900 for wait in waits(spec))
+    assert max(waits(spec)) - min(waits(spec)) > 200
+    assert waits(spec) != waits(flow(*spec.steps, run="3"))
+
+
+def test_a_lost_attempt_does_not_make_the_wait_longer() -> None:
+    state = story(flow(step("a", retry=Retry(3, 1, backoff=2))), "a vanished", "a vanished", "a error @100")
+
+    assert decide(state, 100) == [Wake(160)]
+
+
+BASES = ["ConnectionResetError", "builtins.ConnectionResetError", "ConnectionError", "OSError", "builtins.OSError", "Exception"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "again"),
+    [
+        ({}, "error", True),
+        ({"only": ("OSError",)}, "error", True),
+        ({"only": ("builtins.OSError",)}, "error", True),
+        ({"only": ("ValueError", "KeyError")}, "error", False),
+        ({"only": ("OSError",), "unless": ("ConnectionError",)}, "error", False),
+        ({"unless": ("OSError",)}, "error", False),
+        ({"unless": ("ValueError",)}, "error", True),
+        ({"only": ("oom",)}, "error", False),
+        ({"only": ("OSError",)}, "oom", False),
+        ({"only": ("OSError", "oom")}, "oom", True),
+        ({"only": ("timeout",)}, "timeout", True),
+        ({"unless": ("timeout",)}, "timeout", False),
+        ({"unless": ("OSError",)}, "killed", True),
+        ({"unless": ("Exception",)}, "lost", True),
+    ],
+)
+def test_what_failed_decides_whether_it_is_tried_again(given: dict[str, Any], reason: str, again: bool) -> None:
+    state = story(flow(step("a", retry=Retry(3, 0, **given))), "a launched")
+    error = {"reason": reason, "message": ""} | ({"type": BASES[0], "bases": BASES} if reason == "error" else {})
+
+    assert state.attempts_left(Task("a"), error) is again
+    state.apply(events.failed(Task("a"), 0, 0, error=error))
+    assert todo(state) == (["launch a again (1)"] if again else ["finish failed"])
+
+
+def test_an_error_without_its_base_classes_goes_by_its_own_name() -> None:
+    state = story(flow(step("a", retry=Retry(1, 0, only=("KeyError",)))), "a launched")
+
+    assert state.attempts_left(Task("a"), {"reason": "error", "type": "KeyError", "message": ""})
+    assert not state.attempts_left(Task("a"), {"reason": "error", "type": "ValueError", "message": ""})
+
+
+def test_a_factor_over_many_attempts_never_overflows() -> None:
+    assert wait_s(Retry(1000, 1, backoff=100), 999, "a") == 365 * 86400
 
 
 def test_a_failure_starts_nothing_new_but_what_runs_may_finish() -> None:
