@@ -591,7 +591,7 @@ class Run:
                 self._keep(live)
                 return events.lost(task, self._clock(), live.attempt, ended.message)
             error = _error(live, ended, step, granted, state.tasks[task].item)
-            if task.part == "body" and step.options.catch and error["reason"] in DIED and not state.attempts_left(task):
+            if task.part == "body" and step.options.catch and error["reason"] in DIED and not state.attempts_left(task, error):
                 commit = self._commit_caught(step.options.catch, live, error, ended)
         self._keep(live)
         if commit is not None:

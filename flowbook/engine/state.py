@@ -28,6 +28,7 @@ from flowbook.engine.events import KINDS, Event, Index, Json, Task, task_of
 from flowbook.errors import EngineError
 from flowbook.spec.flow import Input, Spec, Step
 from flowbook.spec.options import min_ok_count
+from flowbook.spec.retries import qualifies, wait_s
 
 # state → what happens → state. "settled": all that it needs is there; "retried": failed with attempts left;
 # "given_up": the run began to fail while it waited for its next attempt. The other words are events of the log.
@@ -268,11 +269,12 @@ class RunState:
         found = self.tasks[task]
         return found.origin or self.spec.run, found.index_there, found.attempt
 
-    def attempts_left(self, task: Task) -> bool:
-        """Whether a failure of the attempt that runs now would be tried again."""
-        found = self.tasks[task]
+    def attempts_left(self, task: Task, error: Json) -> bool:
+        """Whether this failure of the attempt that runs now would be tried again."""
+        found, retry = self.tasks[task], self._steps[task.step].options.retry
         return (
-            found.attempts - found.losses <= self._steps[task.step].options.retry.times
+            found.attempts - found.losses <= retry.times
+            and qualifies(retry, error)
             and self._may_start(found)
             and task not in self._cancels
         )
@@ -468,11 +470,12 @@ class RunState:
     def _on_failed(self, event: Event) -> None:
         found = self._find(event)
         self._check_attempt(found, event)
-        retry = self.attempts_left(found.task)
+        retry = self.attempts_left(found.task, event["error"])
         self._move(found, "retried" if retry else "failed", event)
         found.error, found.ended_at = event["error"], event["at"]
         if retry:
-            at = event["at"] + 60 * self._steps[found.task.step].options.retry.minutes_between_retries
+            failures = found.attempts - found.losses
+            at = event["at"] + wait_s(self._steps[found.task.step].options.retry, failures - 1, f"{self.spec.run} {found.task}")
             self._backoff[found.task] = at
             self._pushed += 1
             heapq.heappush(self._due, (at, self._pushed, found.task))
