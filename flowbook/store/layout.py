@@ -5,9 +5,12 @@
     flows/FLOW/RUN/run.log/000017.json          events, one writer
     flows/FLOW/RUN/run.requests/NAME.json       what a reader asks of the run's engine (stop)
     flows/FLOW/RUN/run.keys.json            the keys of its tasks, for the cache; can be made again from the log
+    flows/FLOW/RUN/run.tags/000003.json     the tags of a run after a change of them, see tags.py
     flows/FLOW/RUN/STEP/TASK.COMMIT         created once: the result of a task
     flows/FLOW/RUN/STEP/TASK/K/output       what attempt K printed (bytes, stdout and stderr as they came)
     flows/FLOW/RUN/STEP/TASK/K/display.json rich output of attempt K
+    index/FLOW/runs.json                    every ended run at a glance; can be made again, see glance.py
+    index/FLOW/tags/RUN.000003              says that the tags of a run were changed, or are about to be
     probes/NAME/N                           objects with which `%flow doctor` tries the store, removed at once
     blobs/HH/HASH                           artifacts, items, code, by content (sha256 in hex)
 
@@ -71,6 +74,26 @@ def request(flow: str, run: str, name: str) -> str:
 
 def request_prefix(flow: str, run: str) -> str:
     return f"flows/{flow}/{run}/run.requests/"
+
+
+def tags(flow: str, run: str, number: int) -> str:
+    return f"flows/{flow}/{run}/run.tags/{number:06d}.json"
+
+
+def tags_folder(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/run.tags"
+
+
+def glance(flow: str) -> str:
+    return f"index/{flow}/runs.json"
+
+
+def tag_mark(flow: str, run: str, number: int) -> str:
+    return f"index/{flow}/tags/{run}.{number:06d}"
+
+
+def tag_marks_folder(flow: str) -> str:
+    return f"index/{flow}/tags"
 
 
 def commit(flow: str, run: str, step: str, index: Index, part: str = "body") -> str:
