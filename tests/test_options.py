@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowbook.errors import DefinitionError
-from flowbook.spec.flow import Foreach, Options, Resources, Retry
+from flowbook.spec.flow import Card, Checkpoint, Foreach, Options, Resources, Retry
 from flowbook.spec.options import (
     OPTIONS,
     help_text,
@@ -51,6 +51,28 @@ TAKEN = [
     ("--files 'data/*.csv' --files x.txt", Options(files=("data/*.csv", "x.txt"))),
     ("--retry 3 --minutes-between-retries 0.5", Options(retry=Retry(3, 0.5))),
     ("--timeout 2h", Options(timeout_s=7200)),
+    (
+        "--retry 5 --backoff 2 --jitter 0.2 --retry-only OSError,requests.Timeout,oom --retry-unless FileNotFoundError",
+        Options(retry=Retry(5, backoff=2, jitter=0.2, only=("OSError", "requests.Timeout", "oom"), unless=("FileNotFoundError",))),
+    ),
+    ("--disk 500GB", Options(resources=Resources(disk_mb=500_000))),
+    ("--disk 1000000", Options(resources=Resources(disk_mb=10**6))),
+    ("--card", Options(cards=(Card(),))),
+    ("--card --card blank --card blank", Options(cards=(Card(), Card("blank")))),
+    ("--card=blank --refresh-interval 0.5", Options(cards=(Card("blank", refresh_interval_s=0.5),))),
+    ("--card --checkpoint", Options(cards=(Card(),), checkpoint=Checkpoint())),
+    (
+        "--secret TOKEN --secret env:A=B --secret file:~/keys.env --secret KEY=file:key.txt --secret aws-secrets-manager:prod/db",
+        Options(
+            secrets=(
+                '{"kind": "env", "place": "TOKEN", "target": "TOKEN"}',
+                '{"kind": "env", "place": "A", "target": "B"}',
+                '{"kind": "file", "place": "~/keys.env"}',
+                '{"kind": "file", "place": "key.txt", "target": "KEY"}',
+                '{"kind": "aws-secrets-manager", "place": "prod/db"}',
+            )
+        ),
+    ),
     ("--catch error", Options(catch="error")),
     ("--foreach 'x in xs' --min-ok 90%", Options(foreach=Foreach("x", "xs", ("x",)), min_ok="90%")),
     ("--cpu 0.5 --memory 32GB --gpu 2", Options(resources=Resources(0.5, 32000, 2))),
@@ -216,7 +238,20 @@ REFUSED = [
     ("train --flow ../x", "--flow ../x: '../x' is not a flow's name"),
     ("train --foreahc 'x in xs'", "Cell In[7]: unknown option --foreahc; did you mean --foreach?"),
     ("train --gpus 2", "Cell In[7]: unknown option --gpus; did you mean --gpu?"),
-    ("train --card", "Cell In[7]: unknown option --card"),
+    ("train --cards", "Cell In[7]: unknown option --cards; did you mean --card?"),
+    ("--card train", "Cell In[7]: the step has no name\n    write the name first: %%flowstep train --card"),
+    ("train --card 'a b'", "--card a b: not a type of card"),
+    ("train --card --refresh-interval 0", "--refresh-interval 0: not a number of seconds"),
+    ("train --checkpoint=yes", "--checkpoint takes no value"),
+    ("train --disk 10", "--disk 10: a bare number is megabytes, and 10 MB is too little\n    did you mean 10GB (10000)? Else write 10MB"),
+    ("train --disk big", "--disk big: not an amount of disk space"),
+    ("train --backoff 0.5", "--backoff 0.5: not a factor from 1 to 100\n    2 doubles the wait each time, 1 keeps it"),
+    ("train --jitter 2", "--jitter 2: not a share from 0 to 1"),
+    ("train --retry-only Value-Error", "--retry-only Value-Error: 'Value-Error' is not the name of an error"),
+    ("train --retry-unless A,,B", "--retry-unless A,,B: a name is missing"),
+    ("train --secret env:1A", "--secret env:1A: '1A' is not a variable's name"),
+    ("train --secret file:", "--secret file:: not a source of secrets"),
+    ("train --secret 'my token'", '--secret my token: not a source of secrets\n    write "NAME", "env:NAME=TARGET"'),
     ("train -retry 3", "Cell In[7]: unknown option -retry; did you mean --retry?"),
     ("train --retry", "Cell In[7]: --retry needs a value\n    --retry N: try again up to N times"),
     ("train --out --retry 3", "Cell In[7]: --out needs a value"),
@@ -287,6 +322,24 @@ def test_what_looks_like_a_secret_is_refused_without_being_repeated(name: str, v
         message = said(f"train --env {name}={value}")
         assert value not in message
         assert f"--env {name}: the value looks like a secret" in message and f"write --env {name}, which is never stored" in message
+
+
+def test_a_secret_in_the_text_of_a_cell_is_refused_without_being_repeated() -> None:
+    message = said('train --secret \'inline:{"TOKEN": "hunter2"}\'')
+
+    assert "hunter2" not in message and "--secret inline: a secret does not belong into the text of a cell" in message
+
+
+def test_an_interval_belongs_to_a_card() -> None:
+    with pytest.raises(DefinitionError) as raised:
+        options("--refresh-interval 2")
+
+    assert "Cell In[7]: --refresh-interval is of a card, and the step has none" in str(raised.value)
+    _, plain = parse_step_line("train", [], label="c")
+    _, with_card = parse_step_line("train --card blank", [], label="c")
+    defaults = parse_defaults("--refresh-interval 2")
+    assert make_options(merge(defaults, plain)) == Options()
+    assert make_options(merge(defaults, with_card)) == Options(cards=(Card("blank", refresh_interval_s=2),))
 
 
 def test_defaults_apply_where_the_cell_does_not_set_the_option() -> None:

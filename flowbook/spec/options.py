@@ -20,7 +20,9 @@ from fractions import Fraction
 from typing import Any
 
 from flowbook.errors import DefinitionError, Finding
-from flowbook.spec.flow import Foreach, Options, Resources, Retry
+from flowbook.spec.flow import Card, Checkpoint, Foreach, Options, Resources, Retry
+from flowbook.spec.retries import WORDS
+from flowbook.spec.secrets import HOW, WrongSource, parse_source
 from flowbook.store import layout
 
 Given = Mapping[str, Any]  # option without dashes → its parsed value; only options that were written
@@ -31,10 +33,11 @@ MOST_DEVICES = 1024
 MOST_MEMORY_MB = 10**8  # 100 TB
 AMBIGUOUS_MEMORY_MB = 256  # a bare number below this was surely meant in another unit
 LEAST_MEMORY_MB = 16  # no Python starts in less
+MOST_FACTOR = 100.0  # of --backoff
 
 
-class _Refused(Exception):
-    """A value that an option does not take: what is wrong with it, and what to write."""
+class Refused(Exception):
+    """A value that an option, or an argument of a decorator, does not take: what is wrong with it, and what to write."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
         self.what, self.remedy = what, remedy
@@ -43,7 +46,10 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class Option:
-    """One row of OPTIONS. Without `metavar` it takes no value. `per_step`: has no sense as a default of all steps."""
+    """One row of OPTIONS. Without `metavar` it takes no value. `per_step`: has no sense as a default of all steps.
+
+    `alone`: the value when none follows; None: one must follow.
+    """
 
     name: str  # "--retry"
     metavar: str
@@ -51,6 +57,7 @@ class Option:
     parse: Callable[[str], Any]
     repeatable: bool = False
     per_step: bool = False
+    alone: str | None = None
 
     @property
     def key(self) -> str:
@@ -73,14 +80,14 @@ def _identifiers(text: str) -> tuple[str, ...]:
 
 def _identifier(text: str) -> str:
     if not text.isidentifier() or keyword.iskeyword(text):
-        raise _Refused(f"{text!r} is not a name" if text else "a name is missing", "write names, separated by commas: a,b")
+        raise Refused(f"{text!r} is not a name" if text else "a name is missing", "write names, separated by commas: a,b")
     return text
 
 
 def _variable(text: str) -> str:
     name = _identifier(text)
     if name.startswith("_"):
-        raise _Refused(f"{text!r} begins with an underscore, so it would not be saved", "use a public name, such as error")
+        raise Refused(f"{text!r} begins with an underscore, so it would not be saved", "use a public name, such as error")
     return name
 
 
@@ -89,7 +96,7 @@ def _outputs(text: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     parts = [part.strip() for part in text.split(",")]
     added = [part.startswith("+") for part in parts]
     if any(added) and not all(added):
-        raise _Refused("some names have a + and some have none", "--out a,b saves only these; --out +a,+b saves these as well")
+        raise Refused("some names have a + and some have none", "--out a,b saves only these; --out +a,+b saves these as well")
     names = _identifiers(",".join(part.lstrip("+") for part in parts))
     return (None, names) if all(added) else (names, ())
 
@@ -99,10 +106,10 @@ def _expression(text: str) -> str:
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise _Refused(f"not an expression ({getattr(error, 'msg', None) or error})", "write a Python expression in quotes") from None
+        raise Refused(f"not an expression ({getattr(error, 'msg', None) or error})", "write a Python expression in quotes") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom):
-            raise _Refused("the expression may not assign, await or yield", "compute the value in a step above and use its name here")
+            raise Refused("the expression may not assign, await or yield", "compute the value in a step above and use its name here")
     return text.strip()
 
 
@@ -113,7 +120,7 @@ def parse_foreach(text: str) -> Foreach:
     """
     try:
         return _foreach(text)
-    except _Refused as refused:
+    except Refused as refused:
         raise DefinitionError(Finding("--foreach", refused.what, refused.remedy)) from None
 
 
@@ -121,7 +128,7 @@ def _foreach(text: str) -> Foreach:
     line = " ".join(text.split("\n")).strip()
     loop = _loop_statement(line) or _loop_of_comprehension(line)
     if loop is None:
-        raise _Refused("not of the form TARGET in ITEMS", 'write --foreach "x in xs", in quotes; the items may be any expression')
+        raise Refused("not of the form TARGET in ITEMS", 'write --foreach "x in xs", in quotes; the items may be any expression')
     target, expr = loop
     names = tuple(dict.fromkeys(_bound_names(target)))
     _expression(expr)
@@ -179,13 +186,13 @@ def _bound_names(target: ast.expr) -> Iterator[str]:
     elif isinstance(target, ast.Starred):
         yield from _bound_names(target.value)
     else:
-        raise _Refused(f"cannot loop with {ast.unparse(target)!r}", 'loop with names: --foreach "x in xs" or "i, x in enumerate(xs)"')
+        raise Refused(f"cannot loop with {ast.unparse(target)!r}", 'loop with names: --foreach "x in xs" or "i, x in enumerate(xs)"')
 
 
 def _whole(limit: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"\d{1,9}", text) or int(text) > limit:
-            raise _Refused("not a number that it takes", f"write a whole number from 0 to {limit}")
+            raise Refused("not a number that it takes", f"write a whole number from 0 to {limit}")
         return int(text)
 
     return parse
@@ -194,14 +201,14 @@ def _whole(limit: int) -> Callable[[str], int]:
 def _minutes(text: str) -> float:
     value = _number(text)
     if value is None or value < 0:
-        raise _Refused("not a number of minutes", "write minutes, 0 or more; fractions such as 0.5 are fine")
+        raise Refused("not a number of minutes", "write minutes, 0 or more; fractions such as 0.5 are fine")
     return value
 
 
-def _cores(text: str) -> float:
+def cores(text: str) -> float:
     value = _number(text)
     if value is None or not 0 < value <= MOST_DEVICES:
-        raise _Refused("not a number of cores", f"write a number above 0 and up to {MOST_DEVICES}; fractions such as 0.5 are fine")
+        raise Refused("not a number of cores", f"write a number above 0 and up to {MOST_DEVICES}; fractions such as 0.5 are fine")
     return value
 
 
@@ -216,7 +223,7 @@ def parse_duration(text: str) -> float:
     """Seconds of ``2h``, ``90s``, ``1h30m``, ``1.5h``, or of a bare number of seconds. Raises DefinitionError."""
     try:
         return _duration(text)
-    except _Refused as refused:
+    except Refused as refused:
         raise DefinitionError(Finding("", f"{text!r}: {refused.what}", refused.remedy)) from None
 
 
@@ -228,9 +235,9 @@ def _duration(text: str) -> float:
     elif parts and any(parts.groups()):
         seconds = sum(float(part) * unit for part, unit in zip(parts.groups(), _SECONDS.values(), strict=True) if part)
     else:
-        raise _Refused("not a time", "write 90s, 15m, 2h, 1h30m, or a bare number of seconds")
+        raise Refused("not a time", "write 90s, 15m, 2h, 1h30m, or a bare number of seconds")
     if seconds <= 0:
-        raise _Refused("no time at all", "write a time above 0, such as 15m")
+        raise Refused("no time at all", "write a time above 0, such as 15m")
     return seconds
 
 
@@ -244,21 +251,87 @@ _BYTES = {
 }
 
 
-def _memory(text: str) -> int:
-    """Megabytes of 10**6 bytes. A bare number counts these, as in ``@resources(memory=64000)``."""
+def memory(text: str) -> int:
+    """Megabytes of 10**6 bytes. A bare number counts these, as in ``@resources(memory=64000)``. Raises Refused."""
+    megabytes = _megabytes(text, "memory", AMBIGUOUS_MEMORY_MB)
+    if megabytes < LEAST_MEMORY_MB:
+        raise Refused("too little for Python to start", f"write at least {LEAST_MEMORY_MB}MB")
+    return megabytes
+
+
+def disk(text: str) -> int:
+    """Megabytes of 10**6 bytes. Raises Refused."""
+    return _megabytes(text, "disk space", AMBIGUOUS_MEMORY_MB)
+
+
+def shared_memory(text: str) -> int:
+    """Megabytes of 10**6 bytes; small numbers are usual here. Raises Refused."""
+    return _megabytes(text, "shared memory", LEAST_MEMORY_MB)
+
+
+def _megabytes(text: str, of: str, ambiguous: int) -> int:
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", text.strip())
     if found is None or (found[2] and found[2].lower() not in _BYTES):
-        raise _Refused("not an amount of memory", "write 500MB, 32GB, 30GiB, or a bare number of megabytes such as 32000")
+        raise Refused(f"not an amount of {of}", "write 500MB, 32GB, 30GiB, or a bare number of megabytes such as 32000")
     megabytes = math.ceil(Fraction(found[1]) * _BYTES.get(found[2].lower(), 10**6) / 10**6)
-    if not found[2] and megabytes < AMBIGUOUS_MEMORY_MB:
+    if not found[2] and megabytes < ambiguous:
         gigabytes = f"{found[1]}GB ({math.ceil(Fraction(found[1]) * 1000)})"
-        raise _Refused(f"a bare number is megabytes, and {found[1]} MB is too little", f"did you mean {gigabytes}? Else write {found[1]}MB")
-    if megabytes < LEAST_MEMORY_MB:
-        raise _Refused("too little for Python to start", f"write at least {LEAST_MEMORY_MB}MB")
+        raise Refused(f"a bare number is megabytes, and {found[1]} MB is too little", f"did you mean {gigabytes}? Else write {found[1]}MB")
     if megabytes > MOST_MEMORY_MB:
         hint = f"did you mean {math.ceil(megabytes / 10**6)}MB? A bare number is megabytes" if not found[2] else "the most is 100TB"
-        raise _Refused("more than any machine has", hint)
+        raise Refused("more than any machine has", hint)
     return megabytes
+
+
+def factor(text: str) -> float:
+    """Of --backoff. Raises Refused."""
+    value = _number(text)
+    if value is None or not 1 <= value <= MOST_FACTOR:
+        raise Refused(f"not a factor from 1 to {MOST_FACTOR:g}", "2 doubles the wait each time, 1 keeps it")
+    return value
+
+
+def share(text: str) -> float:
+    """Of --jitter. Raises Refused."""
+    value = _number(text)
+    if value is None or value > 1:
+        raise Refused("not a share from 0 to 1", "0.2 makes each wait longer or shorter by up to a fifth")
+    return value
+
+
+def error_names(text: str) -> tuple[str, ...]:
+    """``ValueError,requests.Timeout,oom``: names of exception classes, and the words of retries.WORDS. Raises Refused."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name in WORDS or all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
+            continue
+        remedy = f"write names such as ValueError,requests.Timeout; or one of {', '.join(sorted(WORDS))}"
+        raise Refused(f"{name!r} is not the name of an error" if name else "a name is missing", remedy)
+    return tuple(dict.fromkeys(names))
+
+
+def _card_type(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.-]{0,99}", text):
+        raise Refused("not a type of card", "write --card, --card blank, or the name of a type of your own")
+    return text
+
+
+def refresh_interval(text: str) -> float:
+    """Seconds. Raises Refused."""
+    value = _number(text)
+    if value is None or not 0 < value <= 3600:
+        raise Refused("not a number of seconds", "write seconds, above 0 and up to 3600, such as 2 or 0.5")
+    return value
+
+
+def _secret(text: str) -> str:
+    try:
+        source = parse_source(text)
+    except WrongSource as wrong:
+        raise Refused(str(wrong), HOW) from None
+    if source.kind == "inline":
+        raise Refused("a secret does not belong into the text of a cell, which is stored", "name where it is: env:NAME or file:PATH")
+    return source.to_text()
 
 
 def _min_ok(text: str) -> str:
@@ -267,7 +340,7 @@ def _min_ok(text: str) -> str:
         return f"{percent[1]}%"
     if re.fullmatch(r"\d{1,6}", text):
         return text
-    raise _Refused("neither a share nor a number of items", "write 90% or a whole number such as 12")
+    raise Refused("neither a share nor a number of items", "write 90% or a whole number such as 12")
 
 
 def min_ok_count(text: str, n: int) -> int:
@@ -283,7 +356,7 @@ def min_ok_count(text: str, n: int) -> int:
 
 def _glob(text: str) -> str:
     if not text.strip() or "\0" in text:
-        raise _Refused("no pattern", 'write a path or a pattern, such as --files "data/*.csv"')
+        raise Refused("no pattern", 'write a path or a pattern, such as --files "data/*.csv"')
     return text
 
 
@@ -309,9 +382,9 @@ def looks_secret(name: str, value: str) -> bool:
 def _environment(text: str) -> tuple[str, str | None]:
     name, equals, value = text.partition("=")
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise _Refused(f"{name!r} is not a variable's name", "write --env NAME=VALUE, or --env NAME to take the kernel's own value")
+        raise Refused(f"{name!r} is not a variable's name", "write --env NAME=VALUE, or --env NAME to take the kernel's own value")
     if equals and looks_secret(name, value):
-        raise _Refused(
+        raise Refused(
             "the value looks like a secret, and the text of a cell is stored with the notebook and the run",
             f"set it in the kernel's environment and write --env {name}, which is never stored",
         )
@@ -320,7 +393,7 @@ def _environment(text: str) -> tuple[str, str | None]:
 
 def _flow_name(text: str) -> str:
     if not layout.FLOW_NAME.match(text):
-        raise _Refused(f"{text!r} is not a flow's name", "use letters, digits and _ . - (at most 100)")
+        raise Refused(f"{text!r} is not a flow's name", "use letters, digits and _ . - (at most 100)")
     return text
 
 
@@ -334,13 +407,29 @@ OPTIONS: tuple[Option, ...] = (
     Option("--files", "GLOB", "bring input files along; their content counts for the cache (repeatable)", _glob, repeatable=True),
     Option("--retry", "N", "try again up to N times", _whole(MOST_RETRIES)),
     Option("--minutes-between-retries", "M", "wait so long before each new attempt (default: 2)", _minutes),
+    Option("--backoff", "X", "make each wait X times as long as the one before (default: 1)", factor),
+    Option("--jitter", "X", "make each wait longer or shorter by up to this share, such as 0.2", share),
+    Option("--retry-only", "A,B", "try again only after these errors: names of classes, oom, timeout, killed, lost, exit", error_names),
+    Option("--retry-unless", "A,B", "do not try again after these errors", error_names),
     Option("--timeout", "TIME", "stop an attempt after 90s, 15m, 2h, 1h30m; a bare number is seconds", _duration),
     Option("--catch", "VAR", "go on after a failure, with the error in VAR (None when all went well)", _variable, per_step=True),
     Option("--min-ok", "90% | N", "with --foreach: go on when so many items succeeded", _min_ok, per_step=True),
-    Option("--cpu", "X", "cores (default: 1)", _cores),
-    Option("--memory", "SIZE", "32GB, 500MB, 30GiB; a bare number is megabytes of 10**6 bytes", _memory),
+    Option("--cpu", "X", "cores (default: 1)", cores),
+    Option("--memory", "SIZE", "32GB, 500MB, 30GiB; a bare number is megabytes of 10**6 bytes", memory),
     Option("--gpu", "N", "whole GPUs", _whole(MOST_DEVICES)),
+    Option("--disk", "SIZE", "500GB; a bare number is megabytes of 10**6 bytes", disk),
     Option("--env", "K=V | K", "set an environment variable; K alone takes the kernel's value (repeatable)", _environment, repeatable=True),
+    Option("--secret", "NAME", "set a secret variable, from env:NAME, file:PATH, … (repeatable)", _secret, repeatable=True),
+    Option(
+        "--card",
+        "[TYPE]",
+        "keep a card of each task: default, blank, or a type of your own (repeatable)",
+        _card_type,
+        True,
+        alone="default",
+    ),
+    Option("--refresh-interval", "S", "store a card that changes at most every S seconds (default: 5)", refresh_interval),
+    Option("--checkpoint", "", "go on after a failure from what save_checkpoint kept", _flag),
     Option("--no-cache", "", "always run the step, whatever an earlier run made (a resume takes it)", _flag),
     Option("--cache-for", "TIME", "take a result of an earlier run only if it is not older than 1h, 30m, 7d", _duration),
     Option(
@@ -416,6 +505,8 @@ def merge(defaults: Given, own: Given) -> Given:
         merged["files"] = tuple(dict.fromkeys((*defaults["files"], *own["files"])))
     if "env" in defaults and "env" in own:
         merged["env"] = tuple({**dict(defaults["env"]), **dict(own["env"])}.items())
+    if "card" not in merged and "refresh-interval" not in own:
+        merged.pop("refresh-interval", None)
     return merged
 
 
@@ -429,6 +520,8 @@ def make_options(given: Given, *, label: str = "") -> Options:
         raise DefinitionError(
             Finding(label, f"--no-cache and --{other} contradict each other", "keep one of them: --no-cache always runs the step")
         )
+    if "refresh-interval" in given and "card" not in given:
+        raise DefinitionError(Finding(label, "--refresh-interval is of a card, and the step has none", "add --card, or --card blank"))
     restrict, added = given.get("out", (None, ()))
     standard = Options()
     return Options(
@@ -440,17 +533,34 @@ def make_options(given: Given, *, label: str = "") -> Options:
         out=restrict,
         out_add=added,
         files=given.get("files", ()),
-        retry=Retry(given.get("retry", standard.retry.times), given.get("minutes-between-retries", standard.retry.minutes_between_retries)),
+        retry=_retry(given),
         timeout_s=given.get("timeout"),
         catch=given.get("catch"),
         min_ok=given.get("min-ok"),
-        resources=Resources(given.get("cpu", standard.resources.cpu), given.get("memory"), given.get("gpu", 0)),
+        resources=Resources(given.get("cpu", standard.resources.cpu), given.get("memory"), given.get("gpu", 0), given.get("disk")),
         env=given.get("env", ()),
         flow=given.get("flow"),
         run=given.get("run", False),
         no_cache=given.get("no-cache", False),
         cache_for_s=given.get("cache-for"),
         cache_key=given.get("cache-key"),
+        cards=tuple(
+            Card(kind, refresh_interval_s=given.get("refresh-interval", Card.refresh_interval_s)) for kind in given.get("card", ())
+        ),
+        checkpoint=Checkpoint() if given.get("checkpoint") else None,
+        secrets=given.get("secret", ()),
+    )
+
+
+def _retry(given: Given) -> Retry:
+    standard = Retry()
+    return Retry(
+        given.get("retry", standard.times),
+        given.get("minutes-between-retries", standard.minutes_between_retries),
+        backoff=given.get("backoff", standard.backoff),
+        jitter=given.get("jitter", standard.jitter),
+        only=given.get("retry-only", ()),
+        unless=given.get("retry-unless", ()),
     )
 
 
@@ -470,7 +580,9 @@ def _read_tokens(tokens: Sequence[str], where: str, given: dict[str, Any], findi
             while rest and not rest[0].startswith("-") and not equals:
                 rest.pop(0)  # its values, whatever it is
             continue
-        if option.metavar and not equals:
+        if option.alone is not None and not equals and (not rest or rest[0].startswith("-")):
+            value = option.alone
+        elif option.metavar and not equals:
             if not rest or rest[0].startswith("--"):
                 findings.append(Finding(where, f"{name} needs a value", f"{name} {option.metavar}: {option.help}"))
                 continue
@@ -480,8 +592,9 @@ def _read_tokens(tokens: Sequence[str], where: str, given: dict[str, Any], findi
             continue
         try:
             _keep(option, option.parse(value), where, given, findings)
-        except _Refused as refused:
-            shown = f"--env {value.partition('=')[0]}" if option.key == "env" else f"{name} {value}"
+        except Refused as refused:
+            hidden = "=" if option.key == "env" else ":" if option.key == "secret" and value.startswith("inline:") else None
+            shown = f"{name} {value.partition(hidden)[0]}" if hidden else f"{name} {value}"
             findings.append(Finding(where, f"{shown}: {refused.what}", refused.remedy))
     return words
 
@@ -505,6 +618,8 @@ def _unknown(name: str, where: str) -> Finding:
 
 
 def _check_names(names: Sequence[str], given: Given, label: str) -> list[Finding]:
+    if not names and "card" in given:
+        return [Finding(label, "the step has no name", "write the name first: %%flowstep train --card")]
     if not names:
         return [Finding(label, "the step has no name", "write %%flowstep NAME, for instance: %%flowstep train")]
     if len(names) > 1:
