@@ -35,7 +35,7 @@ from flowbook.engine.launch.fork import ForkServers
 from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, find_devices, machine_capacity
 from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
 from flowbook.errors import StoreError, StoreMissing, StoreTooNew
-from flowbook.spec.flow import Resources, Spec, Step, from_json
+from flowbook.spec.flow import Resources, Spec, Step, from_json, next_token
 from flowbook.store import layout
 from flowbook.store.base import Store
 from flowbook.store.canon import entry_key
@@ -464,7 +464,7 @@ class Run:
         try:
             commit = results_commit(self.store, self.flow, place.run, place.step, place.index, place.part)
             watched = {name for name, level in state.spec.step(task.step).watch if level == "error"}
-            if commit is None or commit.get("caught") or watched & set(commit.get("changed", ())):
+            if commit is None or commit.get("caught") or commit.get("undeclared") or watched & set(commit.get("changed", ())):
                 return None  # the last: a change in place which was lost when nobody read it, and which somebody reads now
             if not all(self.store.keep(layout.blob(blob)) for blob in _blobs(commit)):
                 return None
@@ -591,7 +591,7 @@ class Run:
                 self._keep(live)
                 return events.lost(task, self._clock(), live.attempt, ended.message)
             error = _error(live, ended, step, granted, state.tasks[task].item)
-            if task.part == "body" and step.options.catch and error["reason"] in DIED and not state.attempts_left(task, error):
+            if task.part == "body" and step.options.catch is not None and error["reason"] in DIED and not state.attempts_left(task, error):
                 commit = self._commit_caught(step.options.catch, live, error, ended)
         self._keep(live)
         if commit is not None:
@@ -605,8 +605,12 @@ class Run:
         text = f"{error['reason']}: {error['message']}"
         entry = {"kind": "json", "json": text, "type": "str", "size": len(text.encode()), "repr": repr(text)[:200]}
         caught = {"type": error["reason"], "message": error["message"]}
-        commit = {"v": 1, "attempt": live.attempt, "artifacts": {variable: entry}, "unsaved": {}, "plans": {}, "item": error.get("item")}
+        artifacts = {variable: entry} if variable else {}
+        commit = {"v": 1, "attempt": live.attempt, "artifacts": artifacts, "unsaved": {}, "plans": {}, "item": error.get("item")}
         commit |= {"warnings": [], "changed": [], "caught": caught, "seconds": {}, "peak_mb": ended.peak_mb}
+        step = self.state.spec.step(live.task.step) if self.state is not None else None
+        if step is not None and step.next is not None:
+            commit["next"] = list(step.next.steps)  # `check` allows --catch only where the way on needs no value
         self.store.create(layout.commit(self.flow, self.run, live.task.step, live.task.index), json.dumps(commit).encode())
         return read_commit(self.store, self.flow, self.run, live.task)
 
@@ -780,7 +784,7 @@ def _ask(state: RunState, task: Task) -> Resources:
 def _facts(state: RunState, task: Task, commit: Json) -> dict[str, Json]:
     """The part of a COMMIT that the log repeats. A name that was bound but could not be saved is not missing: reading it is an error."""
     step, artifacts = state.spec.step(task.step), commit.get("artifacts", {})
-    made = artifacts.keys() | commit.get("unsaved", {}).keys()
+    made = artifacts.keys() | commit.get("unsaved", {}).keys() | {next_token(name) for name in commit.get("next", ())}
     foreach, catch = step.options.foreach, step.options.catch
     names = dict.fromkeys((*step.saves, *(foreach.names if foreach else ()), *([catch] if catch else ())))
     kept = ("when", "count", "items", "reprs", "ids", "error")

@@ -26,7 +26,7 @@ from typing import Any
 
 from flowbook.engine.events import KINDS, Event, Index, Json, Task, task_of
 from flowbook.errors import EngineError
-from flowbook.spec.flow import Input, Spec, Step
+from flowbook.spec.flow import Input, Spec, Step, is_token
 from flowbook.spec.options import min_ok_count
 from flowbook.spec.retries import qualifies, wait_s
 
@@ -231,6 +231,7 @@ class RunState:
         self.active: dict[Task, None] = {}  # launched and not ended
         self._steps = {step.name: step for step in spec.steps}
         self._links = {step.name: self._link_step(step) for step in spec.steps}
+        self._regions = {name: self._region(name) for step in spec.steps if step.joins for name in step.options.join}
         self._wanted = {step.name: self._want(step) for step in spec.steps}
         self._bodies = _by(spec.steps, lambda step: step.scope)
         self._planned = _by((step for step in spec.steps if step.planned), lambda step: step.base)
@@ -336,6 +337,8 @@ class RunState:
         step = self._steps[task.step]
         found: dict[str, str] = {}
         for given in step.inputs if task.part == "body" else step.plan_inputs:
+            if is_token(given.name):
+                continue  # which step handed over is no value; what was read of it is
             maker = next(self._made(given, step, task.index), None)
             found[given.name] = "" if maker is None else (maker.keys or {}).get(given.name, "?")
         read = {given.name for given in step.plan_inputs}
@@ -366,11 +369,19 @@ class RunState:
         digest = hashlib.sha256()
         for found in self._below(need, index):
             digest.update(",".join(self.ids(found.task)).encode())  # the item can be read through a handle, too
-            key = (found.keys or {}).get("*", "?") if found.state == "succeeded" else json.dumps([found.state, _short(found.error, False)])
-            if key == "?":
-                return "?"
-            digest.update(f"{len(key)} {key}".encode())
+            for part in (found, *self._inherited(found)):
+                key = (part.keys or {}).get("*", "?") if part.state == "succeeded" else json.dumps([part.state, _short(part.error, False)])
+                if key == "?":
+                    return "?"
+                digest.update(f"{len(key)} {key}".encode())
         return digest.hexdigest()[:ID]
+
+    def _inherited(self, found: TaskState) -> Iterator[TaskState]:
+        """The tasks from which one of a FlowSpec inherits what it does not set: a join can read that through it."""
+        for name in self._regions.get(found.task.step, ()):
+            above = self.tasks.get(Task(name, found.task.index[: len(self._steps[name].scope)]))
+            if above is not None and above.state == "succeeded":
+                yield above
 
     def key(self, task: Task) -> tuple[str, dict[str, str]] | None:
         """The task's key and the keys of what it reads; None for a task that no other may stand for. Its needs must be done."""
@@ -899,8 +910,24 @@ class RunState:
 
     def _want(self, maker: Step) -> tuple[frozenset[str], bool]:
         steps = self.spec.steps
-        read = {given.name for step in steps for given in (*step.inputs, *step.plan_inputs) if maker.name in given.makers}
-        return frozenset(read), any(maker.name in step.options.join for step in steps)
+        read = {
+            given.name
+            for step in steps
+            for given in (*step.inputs, *step.plan_inputs)
+            if maker.name in given.makers and not is_token(given.name)
+        }
+        inherited = any(maker.name in region for region in self._regions.values())
+        return frozenset(read), inherited or any(maker.name in step.options.join for step in steps)
+
+    def _region(self, name: str) -> tuple[str, ...]:
+        """The steps from which a method inherits: back to the last join, itself included there."""
+        found: dict[str, None] = {}
+        queue = [name]
+        while queue:
+            before = [maker for given in self._steps[queue.pop()].inputs if is_token(given.name) for maker in given.makers]
+            queue += [maker for maker in before if maker not in found]
+            found |= dict.fromkeys(before)
+        return tuple(found)
 
     def _link_step(self, step: Step) -> Links:
         options = step.options

@@ -139,6 +139,10 @@ def next_token(step: str) -> str:
     return f"next:{step}"
 
 
+def is_token(name: str) -> bool:
+    return name.startswith("next:")
+
+
 @dataclass(frozen=True)
 class Step:
     """One step, linked: all that a scheduler and a worker need.
@@ -209,6 +213,7 @@ class Spec:
     started_at: float | None = None  # seconds since the epoch, for people only
     python: str = ""
     program: str | None = None  # the file of a FlowSpec, a key of `sources`: each worker runs it as its __main__
+    project: dict[str, Json] = field(default_factory=dict)  # of @project: project_name, branch_name, project_flow_name, is_production, …
     constants: dict[str, Json] = field(default_factory=dict)  # name → entry: public attributes of the FlowSpec class itself
     version: int = 1
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 from flowbook.errors import ArtifactError, NotPicklable, StoreError, StoreMissing
-from flowbook.spec.flow import task_name
+from flowbook.spec.flow import is_token, task_name
 from flowbook.store import canon, codec, layout, preview
 from flowbook.store.base import Buffer, Store
 
@@ -62,6 +62,7 @@ class Reader:
         self.store, self.flow, self.main, self.resolve, self.keys, self.notes = store, flow, main, resolve, keys, notes
         self._commits: dict[tuple[Any, ...], dict[str, Json]] = {}
         self._steps: dict[tuple[str, str], dict[str, Json]] = {}
+        self._specs: dict[tuple[str, str], dict[str, Json]] = {}
 
     def commit(self, run: str, step: str, index: layout.Index, part: str = "body", *, flow: str | None = None) -> dict[str, Json] | None:
         place = (flow or self.flow, run, step, index, part)
@@ -83,18 +84,90 @@ class Reader:
                 return found.get("artifacts", {}).get(name) if found else None
         return None
 
+    def foreach_stack(self, flow: str, run: str, step: str, index: layout.Index) -> list[tuple[int, int, Any]]:
+        """(index, number of items, item) of each fan-out around a task of a FlowSpec, outermost first."""
+        steps = self._spec(flow, run)
+        found = []
+        for depth, name in enumerate(steps.get(step, {}).get("scope", ())[: len(index)]):
+            fan = steps[name]
+            host = self.commit(run, fan["host"], index[:depth], flow=flow) if fan.get("host") else None
+            plan = (host or {}).get("plans", {}).get(name, {})
+            if "items" not in plan:
+                raise NoArtifact(f"the items of {name} are no longer in the store. Run it again.")
+            item = read_item(
+                self.store, plan["items"], index[depth], main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes
+            )
+            found.append((index[depth], int(plan["count"]), item))
+        return found
+
+    # ---- what a method of a FlowSpec inherits ----
+
+    def visible(self, flow: str, run: str, step: str, index: layout.Index, name: str) -> Mapping[str, Json] | None:
+        """The entry of an artifact as a task of a FlowSpec leaves it: its own, else that of the nearest task before, back to the last
+        join; else of a parameter or a constant of the flow. Raises NoArtifact if the nearest one could not be saved.
+        """
+        for place, commit in self._way_back(flow, run, step, index):
+            entry: Mapping[str, Json] | None = commit.get("artifacts", {}).get(name)
+            if entry is not None:
+                return entry
+            if name in commit.get("unsaved", {}):
+                raise NoArtifact(f"{task_name(*place)} did not save {name!r}: {commit['unsaved'][name]}")
+        return self.given(flow, run).get(name)
+
+    def visible_names(self, flow: str, run: str, step: str, index: layout.Index) -> dict[str, Mapping[str, Json]]:
+        """name → entry of all that `visible` finds for a task, parameters and constants included."""
+        found: dict[str, Mapping[str, Json]] = {}
+        unsaved: set[str] = set()
+        for _, commit in self._way_back(flow, run, step, index):
+            for name, entry in commit.get("artifacts", {}).items():
+                if name not in unsaved:
+                    found.setdefault(name, entry)
+            unsaved |= commit.get("unsaved", {}).keys() - found.keys()
+        return {**{name: entry for name, entry in self.given(flow, run).items() if name not in unsaved}, **found}
+
+    def before(self, flow: str, run: str, step: str, index: layout.Index) -> tuple[str, layout.Index] | None:
+        """The task that handed over to one of a FlowSpec; None for the first step, for a join, and for the steps of cells."""
+        steps = self._spec(flow, run)
+        for given in steps.get(step, {}).get("inputs", ()):
+            if is_token(given["name"]):
+                for maker in given.get("makers", ()):
+                    there = tuple(index[: len(steps[maker].get("scope", ()))])
+                    commit = self.commit(run, maker, there, flow=flow)
+                    if commit is not None and step in commit.get("next", ()):
+                        return maker, there
+        return None
+
+    def given(self, flow: str, run: str) -> dict[str, Mapping[str, Json]]:
+        """Entries of the parameters of a run, and of the constants of its class."""
+        spec = self._whole_spec(flow, run)
+        return {**spec.get("constants", {}), **spec.get("params", {})}
+
+    def _way_back(self, flow: str, run: str, step: str, index: layout.Index) -> Iterator[tuple[tuple[str, layout.Index], dict[str, Json]]]:
+        place: tuple[str, layout.Index] | None = (step, index)
+        while place is not None:
+            commit = self.commit(run, *place, flow=flow)
+            if commit is not None:
+                yield place, commit
+            place = self.before(flow, run, *place)
+
     def _spec(self, flow: str, run: str) -> dict[str, Json]:
         """The steps of a run by name, as `run.json` has them."""
         if (flow, run) not in self._steps:
+            self._steps[flow, run] = {step["name"]: step for step in self._whole_spec(flow, run).get("steps", ())}
+        return self._steps[flow, run]
+
+    def _whole_spec(self, flow: str, run: str) -> dict[str, Json]:
+        if (flow, run) not in self._specs:
             key = layout.spec(flow, run)
             try:
-                found = json.loads(self.store.get(key))["steps"]
+                found = json.loads(self.store.get(key))
+                [step["name"] for step in found["steps"]]
             except StoreMissing:
-                found = []  # the run was removed
+                found = {}  # the run was removed
             except (ValueError, KeyError, TypeError):
                 raise StoreError(f"{key} is damaged: it does not hold the spec of a run.") from None
-            self._steps[flow, run] = {step["name"]: step for step in found}
-        return self._steps[flow, run]
+            self._specs[flow, run] = found
+        return self._specs[flow, run]
 
     def load(self, entry: Mapping[str, Json], name: str = "value") -> Any:
         return codec.load(self.store, entry, name=name, main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes)
@@ -232,9 +305,13 @@ class TaskResult:
             raise NoArtifact(f"{self} {verb}{self.state}{why}; it has no {name!r}")
         commit = self._commit()
         found: Mapping[str, Json] | None = commit.get("artifacts", {}).get(name)
-        if found is None and name not in commit.get("unsaved", {}) and len(self.index) > 1:
+        if found is None and name not in commit.get("unsaved", {}):
             flow, run, step, index = self._place
-            found = self._find_reader().outer_item(flow, run, step, index, name)
+            reader = self._find_reader()
+            if "next" in commit:  # a method of a FlowSpec
+                found = reader.visible(flow, run, step, index, name)
+            elif len(self.index) > 1:
+                found = reader.outer_item(flow, run, step, index, name)
         if found is None:
             raise NoArtifact(self._absent(name, commit))
         return found
@@ -321,6 +398,78 @@ def _task(place: tuple[Any, ...], failure: tuple[str, Json] | None) -> TaskResul
     flow, run, step, index = place
     state, error = failure or ("succeeded", None)
     return TaskResult(_reader, run, step, index, flow=flow, state=state, error=error)
+
+
+class FlowInput:
+    """A task as a join of a FlowSpec sees it, and as an artifact that keeps one: every attribute is an artifact, inherited ones too.
+
+    It is a reference: kept as an artifact, it stores where the task is. `task` gives the TaskResult.
+    """
+
+    def __init__(self, task: TaskResult) -> None:
+        vars(self).update(_task=task, _values={})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_ipython_display_", "_repr_mimebundle_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name not in self._values:
+            self._values[name] = self._load(name)
+        return self._values[name]
+
+    def _load(self, name: str) -> Any:
+        task: TaskResult = self._task
+        if not task.ok:
+            raise NoArtifact(
+                f"{task} {task.state}: {task.error}; it has no {name!r}" if task.error else f"{task} {task.state}: no {name!r}"
+            )
+        flow, run, step, index = task._place
+        reader = task._find_reader()
+        if name in ("input", "index"):
+            stack = reader.foreach_stack(flow, run, step, index)
+            return (stack[-1][2] if name == "input" else stack[-1][0]) if stack else None
+        entry = reader.visible(flow, run, step, index, name)
+        if entry is None:
+            raise NoArtifact(_unknown(f"{task}", name, reader.visible_names(flow, run, step, index)))
+        return reader.load(entry, f"{task}.{name}")
+
+    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+        """(index, number of items, item) of each foreach around the task."""
+        return self._task._find_reader().foreach_stack(*self._task._place)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{self._task} is a finished task; {name!r} cannot be set on it. Set it on self.")
+
+    def __dir__(self) -> list[str]:
+        with contextlib.suppress(ArtifactError, StoreError):
+            return sorted(self._task._find_reader().visible_names(*self._task._place))
+        return []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FlowInput, (self._task,)
+
+    def __eq__(self, other: object) -> bool:
+        return self._task == other._task if isinstance(other, FlowInput) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._task)
+
+    def __repr__(self) -> str:
+        return repr(self._task)
+
+
+def task_of(element: FlowInput) -> TaskResult:
+    """The task that an element of a join's `inputs` stands for."""
+    found = vars(element)["_task"]
+    assert isinstance(found, TaskResult)
+    return found
+
+
+def _unknown(task: str, name: str, names: Iterable[str]) -> str:
+    import difflib  # slow to import, and only for a mistake
+
+    shown = sorted(known for known in names if not known.startswith("_"))
+    near = difflib.get_close_matches(name, shown, 1)
+    return f"{task} has no artifact {name!r}." + (f" Did you mean {near[0]!r}?" if near else f" It has: {', '.join(shown) or 'none'}.")
 
 
 # ---- the tasks of a foreach step -------------------------------------------------------------------------------------

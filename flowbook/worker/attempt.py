@@ -21,7 +21,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowbook.errors import ArtifactError, FlowbookError, NotPicklable, StepFailed, StoreError, StoreFull
 from flowbook.spec import flow as flows
@@ -31,6 +31,9 @@ from flowbook.store.base import Store, open_store
 from flowbook.worker import current, execute, modules, output
 from flowbook.worker.scope import Bound, Scope
 from flowbook.worker.trace import Place, Tracer, message_of
+
+if TYPE_CHECKING:
+    from flowbook.worker.method import MethodTask
 
 Json = Any
 Order = Mapping[str, Json]
@@ -100,14 +103,14 @@ def _spec_key(order: Order) -> str:
     return f"{order['flow']}/{order['run']} {order['store']}"
 
 
-@functools.lru_cache(SPECS)
-def _mentions(texts: tuple[str, ...]) -> bool:
-    return any("scratch" in text for text in texts)
+@functools.lru_cache(4 * SPECS)
+def _mentions(texts: tuple[str, ...], word: str) -> bool:
+    return any(word in text for text in texts)
 
 
 def _mentions_scratch(spec: Spec) -> bool:
     """Whether some code may use `scratch` by that name; a folder that nobody uses is not made."""
-    return bool(spec.modules) or _mentions(tuple(cell["source"] for cell in spec.sources.values()))
+    return bool(spec.modules) or _mentions(tuple(cell["source"] for cell in spec.sources.values()), "scratch")
 
 
 def prepare(order: Order) -> tuple[str, ...]:
@@ -116,7 +119,10 @@ def prepare(order: Order) -> tuple[str, ...]:
     try:
         spec = read_spec(order)[1]
         step = spec.step(order["step"])
-        execute.compile_cell(step.source, step.filename).binds  # noqa: B018 (kept for all tasks)
+        if spec.program is not None:
+            execute.compile_program(spec.sources[spec.program]["source"], spec.program)
+        else:
+            execute.compile_cell(step.source, step.filename).binds  # noqa: B018 (kept for all tasks)
     except Exception:  # the attempt meets the same, and tells it
         return ()
     if order.get("sys_path"):
@@ -209,6 +215,9 @@ class Attempt:
         self.item_repr: str | None = None
         self.caught: dict[str, Json] | None = None
         self.shown_names: frozenset[str] = frozenset()  # that the body's own text binds
+        self.method: MethodTask | None = None  # of a FlowSpec
+        self.saved_entries: dict[str, Json] = {}
+        self._opened: list[Any] = []  # modules of cards and checkpoints
 
     @property
     def name(self) -> str:
@@ -220,6 +229,9 @@ class Attempt:
         with self._phase("loading"):
             self._prepare()
             self._guarded(self._load)
+        if self.step.method is not None:
+            self._perform_method()
+            return
         if self.part == "plan":
             with self._phase("running"):
                 plans = {self.step.name: self._guarded(lambda: self._plan(self.step), self._option_place(self.step))}
@@ -227,10 +239,64 @@ class Attempt:
             return
         with self._phase("running"):
             before = dict(self.main)
-            self._body()
+            with self._live():
+                self._body(self._cell)
         with self._phase("saving"):
             artifacts, unsaved, plans = self._guarded(lambda: self._save(before))
+            self._close_live(artifacts)
         self._commit(artifacts, unsaved, plans)
+
+    def _perform_method(self) -> None:
+        task = self.method
+        assert task is not None
+        with self._phase("running"), self._live():
+            self._body(task.run)
+        with self._phase("saving"):
+            artifacts, unsaved = self._guarded(task.artifacts)
+            plans = self._guarded(task.plans)
+            self._close_live(artifacts)
+        self._commit(artifacts, unsaved, plans, next=task.next(), undeclared=task.undeclared)
+
+    # ---- cards and checkpoints ----------------------------------------------------------------------------------------
+
+    def _parts(self) -> list[Any]:
+        """The modules that offer something beside the body, of those that this step uses."""
+        found: list[Any] = []
+        options = self.step.options
+        if options.cards or self._mentioned("card"):
+            from flowbook.worker import card
+
+            found.append(card)
+        if options.checkpoint is not None or self._mentioned("checkpoint"):
+            from flowbook.worker import checkpoint
+
+            found.append(checkpoint)
+        return found
+
+    def _mentioned(self, word: str) -> bool:
+        """Whether a cell or a function that goes along with it may use a name that needs no import; a method imports what it uses."""
+        return self.step.method is None and _mentions(tuple(cell["source"] for cell in self.spec.sources.values()), word)
+
+    @contextlib.contextmanager
+    def _live(self) -> Iterator[None]:
+        """Cards and checkpoints around the body. After a body that failed they are closed here, else once its results are saved."""
+        self._guarded(self._open_live)
+        try:
+            yield
+        except Failure as failure:
+            for part in reversed(self._opened):
+                part.close(self, failure.error)
+            raise
+
+    def _open_live(self) -> None:
+        for part in self._parts():
+            part.open(self)
+            self._opened.append(part)
+
+    def _close_live(self, artifacts: dict[str, Json]) -> None:
+        self.saved_entries = artifacts
+        for part in reversed(self._opened):
+            part.close(self, self.caught)
 
     def _phase(self, name: str) -> _Phase:
         if name != "loading":  # with that every attempt begins
@@ -251,6 +317,9 @@ class Attempt:
 
     def _error(self, error: BaseException, place: Place | None = None) -> dict[str, Json]:
         found = self.tracer.error(error, item=self.item_repr, place=place or Place(self.step.label, self.step.filename))
+        if self.step.options.retry.only or self.step.options.retry.unless:
+            bases = [base for base in type(error).__mro__ if base is not object]
+            found["bases"] = [name for base in bases for name in (base.__name__, f"{base.__module__}.{base.__qualname__}")]
         if isinstance(error, SystemExit):
             found["message"] = f"the body called sys.exit({'' if error.code is None else repr(error.code)})"
         elif isinstance(error, KeyboardInterrupt):
@@ -303,17 +372,32 @@ class Attempt:
             tuple(self.spec.tags),
             tuple(self.order.get("failures") or ()),
             self.ids,
+            self.spec.origin,
+            self.spec.user,
+            tuple((name, value) for name, value in self.spec.project.items()),
         )
         scratch = self.order.get("scratch")
         if scratch is not None and _mentions_scratch(self.spec):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(scratch, 0o700)  # noqa: PTH102
         current.set_task(task, scratch)
-        current.give(scratch)
+        if self.step.method is None:
+            current.give(scratch, cards=self._mentioned("card"), checkpoints=self._mentioned("checkpoint"))
+
+    @property
+    def seed(self) -> int:
+        return current.task_seed(self.spec.flow, self.step.name, self.ids, self.part)
 
     def _load(self) -> None:
         scope, step = self.scope, self.step
         self._check_files()
+        if step.options.secrets:
+            from flowbook.worker import secrets
+
+            secrets.set_secrets(step.options.secrets, os.environ)
+        if step.method is not None:
+            self._load_method()
+            return
         captures = step.captures if self.part == "body" else self._plan_captures(step)
         scope.captures([*captures, *self.spec.setup_captures])
         scope.parameters()
@@ -327,6 +411,16 @@ class Attempt:
             execute.bind_item(step, self.spec, self.main, self.item)
             self._set_current()
 
+    def _load_method(self) -> None:
+        from flowbook.worker import method
+
+        if self.order.get("item"):
+            self.item = self.scope.item(self.order["item"])
+            self.item_repr = preview.text(self.item, 60)
+            self._set_current()
+        modules.seed_generators(self.seed)
+        self.method = method.load(self)
+
     def _check_files(self) -> None:
         """Raises Refused unless the input files of --files are still those that were there when the run started."""
         import fnmatch
@@ -337,12 +431,15 @@ class Attempt:
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
-    def _body(self) -> None:
+    def _cell(self) -> None:
+        code = execute.compile_cell(self.step.source, self.step.filename)
+        self.shown_names = code.binds
+        execute.run_code(code, self.main, self.display.value)
+
+    def _body(self, run: Callable[[], None]) -> None:
         catch = self.step.options.catch
         try:
-            code = execute.compile_cell(self.step.source, self.step.filename)
-            self.shown_names = code.binds
-            execute.run_code(code, self.main, self.display.value)
+            run()
         except BaseException as error:
             self._end_forked(error)
             self._show_figures()
@@ -350,13 +447,21 @@ class Attempt:
             if catch is None or not isinstance(error, Exception) or self.number < self.step.options.retry.times:
                 raise Failure(self._error(error)) from None
             self.caught = self._error(error)
-            print(self.caught["traceback"], file=sys.stderr)  # noqa: T201
-            self.main[catch] = self._kept(error)
+            if self.step.options.print_exception:
+                print(self.caught["traceback"], file=sys.stderr)  # noqa: T201
+            self._set_caught(catch, self._kept(error))
             return
         self._end_forked(None)
         self._show_figures()
         if catch is not None:
-            self.main[catch] = None
+            self._set_caught(catch, None)
+
+    def _set_caught(self, name: str, value: Any) -> None:
+        if self.method is not None:
+            if name:
+                setattr(self.method.flow, name, value)
+        else:
+            self.main[name] = value
 
     def _show_figures(self) -> None:
         try:
@@ -588,7 +693,7 @@ class Attempt:
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 
-    def _commit(self, artifacts: dict[str, Json], unsaved: dict[str, str], plans: dict[str, Json]) -> None:
+    def _commit(self, artifacts: dict[str, Json], unsaved: dict[str, str], plans: dict[str, Json], **more: Json) -> None:
         commit = {
             "v": 1,
             "attempt": self.number,
@@ -602,6 +707,7 @@ class Attempt:
             "seconds": {name: round(seconds, 6) for name, seconds in self.seconds.items()},
             "peak_mb": peak_mb(),
             "cpu_s": cpu_s(),
+            **more,
         }
         output.flush()
         data = json.dumps(commit, separators=(",", ":")).encode()

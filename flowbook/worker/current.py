@@ -28,11 +28,58 @@ class Task:
     tags: tuple[str, ...] = ()
     failures: tuple[dict[str, Any], ...] = ()  # only in --always steps: {step, index, message} of what failed
     ids: tuple[str, ...] = ()  # what the item of each place of `index` is
+    origin: str | None = None  # the run that this one resumes
+    user: str | None = None
+    project: tuple[tuple[str, Any], ...] = ()  # of @project: project_name, branch_name, is_production, …
 
     @property
     def seed(self) -> int:
         """63 bits that depend on flow, step and items alone: a retry, a later run and the serial reading draw the same numbers."""
         return task_seed(self.flow, self.step, self.ids)
+
+    # ---- Metaflow's names ----
+
+    @property
+    def flow_name(self) -> str:
+        return self.flow
+
+    @property
+    def run_id(self) -> str:
+        return self.run
+
+    @property
+    def step_name(self) -> str:
+        return self.step
+
+    @property
+    def task_id(self) -> str:
+        return layout.task_key(self.index)
+
+    @property
+    def pathspec(self) -> str:
+        """``TrainFlow/12/train/2``"""
+        return f"{self.flow}/{self.run}/{self.step}/{self.task_id}"
+
+    @property
+    def origin_run_id(self) -> str | None:
+        return self.origin
+
+    @property
+    def username(self) -> str | None:
+        return self.user
+
+    @property
+    def namespace(self) -> str:
+        return f"user:{self.user}"
+
+    @property
+    def is_running_flow(self) -> bool:
+        return bool(self.step)
+
+    @property
+    def tempdir(self) -> str:
+        """A folder for temporary files of this task: `scratch` as a string."""
+        return str(scratch_path())
 
     @property
     def retry_count(self) -> int:
@@ -50,7 +97,9 @@ class Task:
         return f"{self.flow}/{self.run}/{self.step}/{layout.task_key(self.index)}"
 
 
-_NAMES = (*(f.name for f in dataclasses.fields(Task) if f.name != "ids"), "seed", "retry_count", "task", "idempotency_key")
+_HIDDEN = ("ids", "origin", "user", "project")
+_PROPERTIES = tuple(name for name, value in vars(Task).items() if isinstance(value, property))
+_NAMES = (*(f.name for f in dataclasses.fields(Task) if f.name not in _HIDDEN), *_PROPERTIES, "card", "checkpoint")
 
 
 def task_seed(flow: str, step: str, ids: tuple[str, ...], part: str = "body") -> int:
@@ -71,8 +120,15 @@ class Current:
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("card", "checkpoint"):
+            from flowbook.spec import decorators  # one object each: what decorates a step is also what it has inside
+
+            return getattr(decorators, name)
         if name in _NAMES:
             return getattr(_state.task, name)
+        for known, value in _state.task.project:
+            if known == name:
+                return value
         raise AttributeError(f"current has no {name!r}; it has {', '.join(_NAMES)}")
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
@@ -124,10 +180,19 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def give(scratch: str | None) -> None:
-    """Make `current` and `scratch` builtins, so that a user's own names come first and bodies need no import."""
+def give(scratch: str | None, *, cards: bool = False, checkpoints: bool = False) -> None:
+    """Make what a step cell may use without an import builtins, so that a user's own names come first."""
     import builtins
 
-    builtins.current = current  # type: ignore[attr-defined]
+    given: dict[str, Any] = {"current": current}
     if scratch is not None:
-        builtins.scratch = Path(scratch)  # type: ignore[attr-defined]
+        given["scratch"] = Path(scratch)
+    if cards or checkpoints:
+        from flowbook.spec import decorators
+
+        given |= {"card": decorators.card, "checkpoint": decorators.checkpoint}
+    if checkpoints:
+        from flowbook.worker.checkpoint import load_checkpoint, save_checkpoint
+
+        given |= {"save_checkpoint": save_checkpoint, "load_checkpoint": load_checkpoint}
+    vars(builtins).update(given)

@@ -115,6 +115,17 @@ def _run_in_loop(parts: list[types.CodeType], namespace: Namespace) -> None:
     asyncio.run(whole())
 
 
+@functools.lru_cache(maxsize=8)
+def compile_program(source: str, filename: str) -> types.CodeType:
+    code: types.CodeType = compile(source, filename, "exec", dont_inherit=True)
+    return code
+
+
+def run_program(source: str, filename: str, namespace: Namespace) -> None:
+    """Run a file as Python would run it: `namespace` is its `__main__`."""
+    exec(compile_program(source, filename), namespace)
+
+
 def run_setup(spec: Spec, namespace: Namespace) -> None:
     """Run the %%flowsetup cells; values of last expressions are not shown."""
     for filename in spec.setup:

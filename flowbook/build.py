@@ -1,0 +1,342 @@
+"""From a FlowSpec class to the spec of a run: check it, find its code, write `run.json`.
+
+A door, used by the command line, the kernel and tests alike. `program_of` reads a class and says all that is wrong with it, without
+a store; `spec_of` writes what a run needs into the store and takes the run's number.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import getpass
+import json
+import linecache
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowbook.errors import DefinitionError, Finding, NotPicklable
+from flowbook.spec import classgraph, decorators, parameters, schedules
+from flowbook.spec import flow as flows
+from flowbook.spec.body import ast_key
+from flowbook.spec.classgraph import Graph, Node
+from flowbook.spec.flow import Options, Spec, Step
+from flowbook.spec.flowspec import FlowSpec
+from flowbook.store import canon, codec, layout, package
+from flowbook.store.base import Store
+
+Parts = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A FlowSpec class, read. `file` is the one that Python runs as `__main__`, None for a class of a notebook cell."""
+
+    cls: type
+    graph: Graph
+    options: Mapping[str, Options]
+    parameters: Mapping[str, Any]  # attribute → Parameter
+    constants: Mapping[str, Any]  # public attributes of the class that are plain values
+    findings: tuple[Finding, ...]
+    file: str | None
+
+    @property
+    def name(self) -> str:
+        return self.cls.__name__
+
+    def check(self) -> None:
+        """Raises DefinitionError with all findings."""
+        if self.findings:
+            raise DefinitionError(*self.findings)
+
+
+# ---- reading a class ------------------------------------------------------------------------------------------------------
+
+
+def program_of(
+    cls: type,
+    *,
+    with_marks: Sequence[decorators.Mark] = (),
+    label: Callable[[str], str] | None = None,
+    file: str | None = None,
+) -> Program:
+    """Read a class. `with_marks` are those of `--with`; `label(filename)` how people call a file or a cell."""
+    given = parameters.parameters_of(cls)
+    constants = constants_of(cls, given)
+    graph = classgraph.read(cls, label, [*given])
+    findings = [*graph.findings, *parameters.check_parameters(cls)]
+    options: dict[str, Options] = {}
+    for node in graph.nodes:
+        try:
+            options[node.name] = decorators.options_of(node.function, node.where, with_marks)
+        except DefinitionError as error:
+            findings += error.findings
+            options[node.name] = Options()
+    findings += [finding for node in graph.nodes for finding in _decorated(node, options[node.name])]
+    findings += _names(cls, graph, given)
+    findings += schedules.check(cls)
+    return Program(cls, graph, options, given, constants, tuple(dict.fromkeys(findings)), file)
+
+
+def constants_of(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of the class itself that are values: artifacts of every task, which no task sets."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base not in (object, FlowSpec):
+            found.update(vars(base))
+    plain = (str, bytes, int, float, complex, bool, type(None), list, tuple, dict, set, frozenset)
+    return {name: value for name, value in found.items() if not name.startswith("_") and name not in given and isinstance(value, plain)}
+
+
+def _decorated(node: Node, options: Options) -> Iterable[Finding]:
+    if options.catch is not None and node.next is not None and node.next.kind in ("foreach", "switch"):
+        why = "fans out" if node.next.kind == "foreach" else "chooses its way"
+        yield Finding(
+            node.where, f"@catch on a step that {why}: if it fails nobody knows how", "Do that in a step of its own, without @catch."
+        )
+    if options.catch and options.catch in node.use.sets:
+        yield Finding(node.where, f"@catch(var={options.catch!r}) is named like an artifact that the step sets", "Give it another name.")
+
+
+def _names(cls: type, graph: Graph, given: Mapping[str, Any]) -> Iterable[Finding]:
+    for node in graph.nodes:
+        for name in sorted(node.use.sets & given.keys()):
+            yield Finding(
+                node.where, f"it sets self.{name}, which is a parameter", "Parameters are read-only; give the artifact another name."
+            )
+        if node.name in given:
+            yield Finding(node.where, "a parameter has the same name", "Rename one of them.")
+
+
+# ---- the spec -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a class needs to run in a worker, beside its own text: filled by the command line from files, by the kernel from its cells."""
+
+    captures: Mapping[str, Any] = field(default_factory=dict)
+    step_captures: tuple[str, ...] = ()
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    modules: Mapping[str, Any] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
+    parts: Callable[[Node], Parts] = lambda node: {}
+    program: str | None = None
+    method: str = ""  # the class's name in the worker's main
+
+
+def spec_of(
+    program: Program,
+    store: Store,
+    *,
+    params: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    origin: Spec | None = None,
+    again: Iterable[str] = (),
+    fresh: bool = True,
+    max_parallel: int | None = None,
+    code: Code | None = None,
+    notebook: str | None = None,
+    user: str | None = None,
+) -> Spec:
+    """Write the spec of a run and take its number. `params` are values by attribute (parameters.resolve); what is left out is the default.
+
+    `origin`: the run that this one resumes, whose results are taken as far as nothing that they depend on has changed; the steps in
+    `again` run in any case, and what comes after them if it depends on them. Raises DefinitionError.
+    """
+    program.check()
+    code = code or code_of_file(program, store)
+    values = params if params is not None else parameters.resolve(program.cls, {})
+    entries = {name: _entry(store, name, value, code) for name, value in values.items()}
+    constants = {name: entry for name, value in program.constants.items() if (entry := _constant(store, name, value)) is not None}
+    steps = _steps(program, code, entries, constants, frozenset(again))
+    spec = Spec(
+        flow=program.name,
+        run="",
+        steps=steps,
+        params=entries,
+        captures=dict(code.captures),
+        sources=dict(code.sources),
+        modules=dict(code.modules),
+        imports=code.imports,
+        tags=tuple(dict.fromkeys(tags)),
+        max_parallel=max_parallel,
+        origin=origin.run if origin is not None else None,
+        fresh=fresh,
+        life=(origin.life if origin is not None else "") or secrets.token_hex(8),
+        notebook=notebook,
+        user=user or user_name(),
+        started_at=time.time(),
+        python=sys.version.split()[0],
+        program=code.program,
+        constants=constants,
+        project=decorators.project_of(program.cls, user or user_name()),
+    )
+    return take_number(spec, store)
+
+
+def user_name() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
+
+
+def take_number(spec: Spec, store: Store) -> Spec:
+    """The spec with the next free number of its flow, taken by creating run.json."""
+    number = 1 + max((int(run) for run in store.names(layout.flow_prefix(spec.flow).rstrip("/")) if run.isdigit()), default=0)
+    while True:
+        numbered = dataclasses.replace(spec, run=str(number))
+        data = json.dumps(flows.to_json(numbered), separators=(",", ":")).encode()
+        if store.create(layout.spec(spec.flow, numbered.run), data):
+            return numbered
+        number += 1
+
+
+def _entry(store: Store, name: str, value: Any, code: Code) -> Any:
+    try:
+        return codec.entry(store, name, value, main=vars(sys.modules["__main__"]))
+    except NotPicklable as error:
+        raise DefinitionError(Finding(f"parameter {name}", str(error), "Give a value that can be stored.")) from None
+
+
+def _constant(store: Store, name: str, value: Any) -> Any:
+    try:
+        return codec.entry(store, name, value)
+    except NotPicklable:
+        return None  # it is in the class, for those who run it
+
+
+def _steps(
+    program: Program, code: Code, params: Mapping[str, Any], constants: Mapping[str, Any], again: frozenset[str]
+) -> tuple[Step, ...]:
+    read = {node.name: frozenset(_mentioned(node) & params.keys()) for node in program.graph.nodes}
+    steps = classgraph.link(program.graph, program.options, method=code.method, params=read)
+    keyed = []
+    for step, node in zip(steps, program.graph.nodes, strict=True):
+        parts = {"code": canon.short_hash(classgraph.code_of(node.use.functions)), **code.parts(node)}
+        parts |= {f"parameter {name}": canon.entry_key(params[name]) for name in sorted(read[node.name])}
+        parts |= {f"`{name}`": canon.entry_key(constants[name]) for name in sorted(_mentioned(node) & constants.keys())}
+        parts["options"] = canon.short_hash(json.dumps([step.options.catch, sorted(step.options.env, key=str), step.options.extra]))
+        parts["Python"] = canon.short_hash(f"{sys.version_info.major}.{sys.version_info.minor}")
+        if step.name in again:
+            parts["asked for"] = secrets.token_hex(8)
+        key = canon.short_hash(json.dumps([step.name, sorted(parts.items())]))
+        plan_key = canon.short_hash(f"the items of {step.name}") if step.options.foreach is not None else ""
+        captures = code.step_captures
+        keyed.append(dataclasses.replace(step, key=key, plan_key=plan_key, parts=parts, captures=captures))
+    return tuple(keyed)
+
+
+def _mentioned(node: Node) -> frozenset[str]:
+    """Attributes that a step may read, of self, or, in a join, of its inputs."""
+    if node.use.leaves:
+        return _Everything()
+    return node.use.reads | _attributes(node.use.functions)
+
+
+class _Everything(frozenset[str]):
+    """Contains whatever one asks for."""
+
+    def __and__(self, other: Any) -> frozenset[str]:
+        return frozenset(other)
+
+
+@functools.lru_cache(maxsize=512)
+def _attributes(functions: tuple[classgraph.Function, ...]) -> frozenset[str]:
+    trees = [tree for function in functions if (tree := classgraph.definition(function)) is not None]
+    return frozenset(part.attr for tree in trees for part in ast.walk(tree) if isinstance(part, ast.Attribute))
+
+
+# ---- the code of a file ---------------------------------------------------------------------------------------------------
+
+
+def code_of_file(program: Program, store: Store) -> Code:
+    """The file that Python runs as `__main__`, and the local modules that it imports."""
+    main = sys.modules["__main__"]
+    file = program.file or getattr(main, "__file__", None)
+    if file is None:
+        raise DefinitionError(
+            Finding(f"flow {program.name}", "it stands in no file", "Save it in a file, or run it in a notebook with %flow run.")
+        )
+    path = Path(file).resolve()
+    source = "".join(linecache.getlines(file)) or path.read_text("utf-8")
+    if program.file is None:
+        named = [name for name, value in vars(main).items() if value is program.cls]
+    else:
+        named = [program.name]
+    if not named:
+        raise DefinitionError(
+            Finding(f"flow {program.name}", f"{path.name} does not import it by name", f"Write `from … import {program.name}` in it.")
+        )
+    modules = package.program_modules(path, store)
+    labels = {filename: Path(filename).name for filename in {node.function.__code__.co_filename for node in program.graph.nodes}}
+    sources = {name: {"label": label, "source": "".join(linecache.getlines(name))} for name, label in labels.items()}
+    sources[file] = {"label": path.name, "source": source}
+    return Code(
+        sources=sources,
+        modules=modules,
+        imports=package.imports_of(source, modules),
+        parts=_FileParts(file, source, modules),
+        program=file,
+        method=program.name if program.name in named else named[0],
+    )
+
+
+class _FileParts:
+    """What the text around a class contributes to a step: the definitions of its file that the step uses, and local modules."""
+
+    def __init__(self, file: str, source: str, modules: Mapping[str, Any]) -> None:
+        self._file = file
+        self._bindings: dict[str, list[str]] = {}
+        self._names: dict[str, set[str]] = {}
+        self._always: list[str] = []
+        content = sorted(f"{name} {info['blob']}" for name, info in modules.items())
+        self._modules = canon.short_hash("\n".join(content)) if content else ""
+        for statement in ast.parse(source).body:
+            self._take(statement)
+
+    def _take(self, statement: ast.stmt) -> None:
+        if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
+            return  # the command line
+        bound = _bound_by(statement)
+        text = ast_key(ast.unparse(statement))
+        if (not bound and not isinstance(statement, ast.Expr)) or (
+            not bound and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+        ):
+            self._always.append(text)
+        used = {part.id for part in ast.walk(statement) if isinstance(part, ast.Name)}
+        for name in bound:
+            self._bindings.setdefault(name, []).append(text)
+            self._names.setdefault(name, set()).update(used)
+
+    def __call__(self, node: Node) -> Parts:
+        flow_class = {cls for cls in self._bindings if any(f.__qualname__.split(".")[0] == cls for f in node.use.functions)}
+        queue, seen = list(classgraph.names_of(node.use.functions)), set(flow_class)
+        parts: Parts = {}
+        while queue:
+            name = queue.pop()
+            if name in seen or name not in self._bindings:
+                continue
+            seen.add(name)
+            parts[f"`{name}`"] = canon.short_hash("\n".join(self._bindings[name]))
+            queue += self._names[name]
+        if self._always:
+            parts["the file's other statements"] = canon.short_hash("\n".join(self._always))
+        if self._modules:
+            parts["local modules"] = self._modules
+        return parts
+
+
+def _bound_by(statement: ast.stmt) -> set[str]:
+    """Names that a statement at the top level of a file binds."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
+    return {part.id for part in ast.walk(statement) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}

@@ -1,0 +1,354 @@
+"""A task whose body is a method of a FlowSpec: the instance, what it loads, and what of it is saved.
+
+The instance holds what the method set and what it has loaded. Saved is what was set, and what was loaded and is no longer what was
+stored; all else is inherited, that is, found in the COMMITs of the tasks before (store/results.py, Reader.visible). A step that
+repeats itself does so here, on the same instance, until its switch leads elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flowbook.errors import ArtifactError, NotPicklable
+from flowbook.spec.flow import Next, Step, is_token
+from flowbook.spec.flowspec import FlowSpec, MergeError, NextError, Transition, process
+from flowbook.store import codec, compare, layout, results
+from flowbook.worker import execute, modules
+from flowbook.worker.scope import Bound
+
+if TYPE_CHECKING:
+    from flowbook.worker.attempt import Attempt
+
+Json = Any
+Place = tuple[str, str, layout.Index]  # run, step, index
+ANY_SIZE = 1 << 62  # bytes; a change in place of a large array is as much a change as one of a small one
+
+
+class Inputs(Sequence[results.FlowInput]):
+    """What a join gets: the tasks before it, in the order of the items, else of the branches. `inputs.STEP` is that branch."""
+
+    def __init__(self, tasks: Sequence[results.FlowInput], branches: Mapping[str, list[results.FlowInput]]) -> None:
+        self._tasks, self._branches = list(tasks), branches
+
+    def __getitem__(self, where: Any) -> Any:
+        return self._tasks[where]
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getattr__(self, name: str) -> results.FlowInput:
+        if name.startswith("__") or name not in self._branches:
+            raise AttributeError(f"inputs has no branch {name!r}; it has {', '.join(self._branches)}")
+        found = self._branches[name]
+        if len(found) != 1:
+            raise AttributeError(f"step {name} has {len(found)} tasks here: take them as inputs[i], or in a loop")
+        return found[0]
+
+    def __repr__(self) -> str:
+        return f"<inputs: {len(self)} tasks of {', '.join(self._branches)}>"
+
+
+class MethodTask:
+    """The `_task` of a FlowSpec instance. Errors of the method pass through; see Attempt for what becomes of them."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt, self.step, self.spec, self.store = attempt, attempt.step, attempt.spec, attempt.store
+        self.reader = attempt.scope.reader
+        self.order = attempt.order
+        self.loaded: dict[str, Bound] = {}
+        self.merged: dict[str, Mapping[str, Json]] = {}
+        self.handed: Transition | None = None
+        self.undeclared: list[str] = []
+        self._parameters: dict[str, Any] = {}
+        self._stack: list[tuple[int, int, Any]] | None = None
+        self.flow: FlowSpec = self._instance()
+
+    # ---- loading ----
+
+    @property
+    def place(self) -> tuple[str, str, str, layout.Index]:
+        return self.spec.flow, self.spec.run, self.step.name, self.attempt.index
+
+    def _instance(self) -> FlowSpec:
+        cls = self.attempt.main.get(self.step.method or "")
+        if not (isinstance(cls, type) and issubclass(cls, FlowSpec)):
+            raise ArtifactError(
+                f"{self.step.label} no longer defines the flow {self.step.method} when a task runs it. Define it at the top level."
+            )
+        flow = cls.__new__(cls)
+        object.__setattr__(flow, "_task", self)
+        object.__setattr__(flow, "name", self.step.name)
+        return flow
+
+    def preload(self) -> None:
+        """An artifact that hides an attribute of the class would not be asked for: it is there from the start."""
+        for name in self.order.get("inputs") or {}:
+            if not is_token(name) and hasattr(type(self.flow), name):
+                vars(self.flow)[name] = self.artifact(name)
+
+    def artifact(self, name: str) -> Any:
+        """See flowspec.Task. What is loaded becomes an attribute of the instance."""
+        entry = self._entry(name)
+        if entry is None:
+            raise AttributeError(self._missing(name))
+        value = self.reader.load_quietly(entry, name)
+        self.loaded[name] = Bound(entry, value)
+        vars(self.flow)[name] = value
+        return value
+
+    def _entry(self, name: str) -> Mapping[str, Json] | None:
+        if name in self.merged:
+            return self.merged[name]
+        if self.step.joins:
+            return None
+        where = (self.order.get("inputs") or {}).get(name)
+        if where is not None:
+            flow, run = self.spec.flow, where["run"]
+            return self.reader.visible(flow, run, where["step"], tuple(where["index"]), name)
+        before = self._before()
+        found = self.reader.visible(self.spec.flow, self.spec.run, *before, name) if before else None
+        if found is not None:
+            self.undeclared.append(name)  # its text does not say so; a later run must not take this result unasked
+        return found
+
+    def _before(self) -> tuple[str, layout.Index] | None:
+        for name, where in (self.order.get("inputs") or {}).items():
+            if is_token(name):
+                return where["step"], tuple(where["index"])
+        return None
+
+    def _missing(self, name: str) -> str:
+        if self.step.joins:
+            return (
+                f"self.{name} is not set: a join gets nothing from the steps before it unasked. Take it from them (inputs[0].{name}), "
+                f"or call self.merge_artifacts(inputs)."
+            )
+        before = self._before()
+        names = self.reader.visible_names(self.spec.flow, self.spec.run, *before) if before else {}
+        known = sorted({*names, *vars(self.flow)} - {"_task", "name"})
+        import difflib  # slow to import, and only for a mistake
+
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"Did you mean self.{near[0]}?" if near else f"There are: {', '.join(n for n in known if not n.startswith('_')) or 'none'}."
+        return f"self.{name} is not set: no step before {self.step.name} sets it. {hint}"
+
+    def parameter(self, attribute: str) -> Any:
+        if attribute not in self._parameters:
+            entry = self.spec.params.get(attribute)
+            if entry is None:
+                raise AttributeError(
+                    f"the run has no parameter {attribute!r}: it was started by an older text of the flow. Start a new run."
+                )
+            self._parameters[attribute] = self.reader.load_quietly(entry, f"parameter {attribute}")
+        return self._parameters[attribute]
+
+    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+        if self._stack is None:
+            self._stack = self.reader.foreach_stack(*self.place)
+        return list(self._stack)
+
+    def inputs(self) -> Inputs:
+        branches: dict[str, list[results.FlowInput]] = {}
+        joins = self.order.get("joins") or {}
+        found: list[tuple[int, int, results.FlowInput]] = []
+        for position, name in enumerate(self.step.options.join):
+            bound = results.TaskResults.from_join(self.reader, name, joins[name])
+            tasks = [bound] if isinstance(bound, results.TaskResult) else list(bound)
+            kept = [(i, position, results.FlowInput(task)) for i, task in enumerate(tasks) if task.state != "skipped"]
+            found += kept
+            branches[name] = [element for _, _, element in kept]
+        found.sort(key=lambda each: each[:2])
+        return Inputs([element for _, _, element in found], branches)
+
+    # ---- running ----
+
+    def run(self) -> None:
+        """The method, again as long as it hands over to itself. Raises what it raises, and NextError."""
+        method = self._wrapped()
+        while True:
+            self.handed = None
+            method()
+            if self.step.next is not None and self.handed is None:
+                raise NextError(f"step {self.step.name} ended without its self.next: a `return` came before it. Let every way lead there.")
+            if self.handed is None or self.handed.steps != (self.step.name,):
+                return
+
+    def _wrapped(self) -> Callable[[], Any]:
+        from flowbook.spec import decorators
+
+        function = getattr(type(self.flow), self.step.name)
+        arguments: tuple[Any, ...] = (self.inputs(),) if self.step.joins else ()
+        body = function
+        if self.step.options.checkpoint is not None:
+            from flowbook.worker import loops
+
+            body = loops.rewrite(function)
+        wrappers = decorators.wrappers_of(function)
+
+        def call() -> Any:
+            return body(self.flow, *arguments)
+
+        for wrapper in reversed(wrappers):
+            call = wrapper(self.step.name, self.flow, arguments[0] if arguments else None, call)
+        return call
+
+    def hand_over(self, transition: Transition) -> None:
+        known = self.step.next
+        if self.handed is not None:
+            raise NextError(f"step {self.step.name} calls self.next more than once. One call says it all: self.next(self.a, self.b).")
+        if known is None:
+            raise NextError(f"step {self.step.name} is the last of the flow; it calls no self.next.")
+        if transition.kind != known.kind or not self._allowed(known, transition):
+            raise NextError(
+                f"step {self.step.name} goes on to {', '.join(transition.steps)} ({transition.kind}), where its text says "
+                f"{', '.join(known.steps)} ({known.kind}). The flow was checked by its text: let self.next be written out."
+            )
+        self.handed = transition
+
+    @staticmethod
+    def _allowed(known: Next, transition: Transition) -> bool:
+        return set(transition.steps) <= set(known.steps) if known.kind == "switch" else transition.steps == known.steps
+
+    # ---- saving ----
+
+    def artifacts(self) -> tuple[dict[str, Json], dict[str, str]]:
+        """The entries of what the method set or changed; and what cannot be saved, with the reason."""
+        found: dict[str, Json] = dict(self.merged)
+        unsaved: dict[str, str] = {}
+        for name, value in vars(self.flow).items():
+            if name in ("_task", "name") or (name.startswith("__") and name.endswith("__")) or self._inherited(name, value):
+                continue
+            try:
+                found[name] = codec.entry(self.store, name, value, main=self.attempt.main, keys=self.attempt.scope.key_of)
+            except NotPicklable as error:
+                unsaved[name] = str(error)
+                found.pop(name, None)
+                self.attempt.found.add(f"self.{name} is not saved: {error}. A step that reads it will fail; make it where it is used.")
+        return found, unsaved
+
+    def _inherited(self, name: str, value: Any) -> bool:
+        bound = self.loaded.get(name)
+        if bound is None or bound.value is not value:
+            return False
+        scope = self.attempt.scope
+        return compare.unchanged(self.store, bound.entry, value, main=scope.main, keys=scope.key_of, resolve=scope.resolve, limit=ANY_SIZE)
+
+    def plans(self) -> dict[str, Json]:
+        """The items of the foreach that the method handed over to."""
+        handed = self.handed
+        if handed is None or handed.kind != "foreach":
+            return {}
+        target: Step = self.spec.step(handed.steps[0])
+        plan: dict[str, Json] = {"key": target.plan_key}
+        name = f"self.{handed.name}" if handed.name else "foreach"
+        items = results.write_items(
+            self.store, self._bounded(handed.items, name), name=name, main=self.attempt.main, keys=self.attempt.scope.key_of
+        )
+        return {target.name: plan | items}
+
+    def _bounded(self, items: Any, name: str) -> Any:
+        try:
+            iter(items)
+        except TypeError:
+            raise NextError(f"self.next(…, foreach=…): {name} is a {type(items).__name__}, which cannot be iterated.") from None
+        if hasattr(items, "__len__"):
+            return items
+        return _counted(items, name)
+
+    def next(self) -> list[str]:
+        """The steps that the task hands over to. A body whose error was caught goes on where its text says."""
+        if self.handed is not None:
+            return list(self.handed.steps)
+        return list(self.step.next.steps) if self.step.next is not None else []
+
+    # ---- merging ----
+
+    def merge(
+        self,
+        inputs: Any,
+        exclude: Sequence[str] | None,
+        include: Sequence[str] | None,
+        resolve: Mapping[str, Callable[[list[Any]], Any]] | Callable[[str, list[Any]], Any] | None,
+    ) -> None:
+        if not self.step.joins:
+            raise MergeError(f"merge_artifacts means something only in a join; step {self.step.name} takes no inputs.")
+        if exclude and include:
+            raise MergeError("merge_artifacts takes include or exclude, not both.")
+        elements = list(inputs)
+        if not all(isinstance(element, results.FlowInput) for element in elements):
+            raise MergeError("merge_artifacts takes the join's inputs: self.merge_artifacts(inputs).")
+        visible = [_artifacts_of(self.reader, element) for element in elements]
+        names = list(dict.fromkeys(name for one in visible for name in one if not name.startswith("_")))
+        for asked in include or ():
+            if not any(asked in one for one in visible):
+                raise MergeError(f"merge_artifacts(include=[{asked!r}]): no input has it. They have: {', '.join(names) or 'nothing'}.")
+        wanted = [n for n in names if (not include or n in include) and n not in (exclude or ()) and n not in vars(self.flow)]
+        missing = [n for n in include or () if n in wanted and not all(n in one for one in visible)]
+        if missing:
+            raise MergeError(f"merge_artifacts: not every input has {', '.join(missing)}. Set it on self before, or leave it out.")
+        merged, resolved, conflicts = {}, {}, []
+        for name in wanted:
+            entries = [(one[name], element) for one, element in zip(visible, elements, strict=True) if name in one]
+            if self._all_same(name, entries):
+                merged[name] = entries[0][0]
+            elif (decide := _resolver(resolve, name)) is not None:
+                resolved[name] = decide([getattr(element, name) for _, element in entries])
+            else:
+                conflicts.append(name)
+        if conflicts:
+            raise MergeError(
+                f"merge_artifacts: the inputs differ in {', '.join(conflicts)}. Set {'them' if len(conflicts) > 1 else 'it'} on self before, "
+                f"exclude {'them' if len(conflicts) > 1 else 'it'}, or say how: resolve={{{conflicts[0]!r}: max}}."
+            )
+        self.merged |= merged
+        for name, value in resolved.items():
+            setattr(self.flow, name, value)
+
+    def _all_same(self, name: str, entries: list[tuple[Mapping[str, Json], results.FlowInput]]) -> bool:
+        first = entries[0]
+        for entry, element in entries[1:]:
+            if _address(entry) != _address(first[0]) and not compare.same(getattr(element, name), getattr(first[1], name)):
+                return False
+        return True
+
+
+def _artifacts_of(reader: results.Reader, element: results.FlowInput) -> dict[str, Mapping[str, Json]]:
+    flow, run, step, index = results.task_of(element)._place
+    given = reader.given(flow, run)
+    return {name: entry for name, entry in reader.visible_names(flow, run, step, index).items() if given.get(name) is not entry}
+
+
+def _address(entry: Mapping[str, Json]) -> tuple[Any, ...]:
+    value = entry.get("json")
+    return entry.get("kind"), entry.get("blob"), entry.get("inline"), type(value).__name__, repr(value)
+
+
+def _resolver(resolve: Any, name: str) -> Callable[[list[Any]], Any] | None:
+    if isinstance(resolve, Mapping):
+        found: Callable[[list[Any]], Any] | None = resolve.get(name)
+        return found
+    return (lambda values: resolve(name, values)) if callable(resolve) else None
+
+
+def _counted(items: Iterable[Any], name: str) -> Iterator[Any]:
+    for count, item in enumerate(items):
+        if count >= results.ITEM_LIMIT:
+            raise NextError(f"self.next(…, foreach=…): {name} gives more than {results.ITEM_LIMIT:,} items, or no end of them.")
+        yield item
+
+
+def load(attempt: Attempt) -> MethodTask:
+    """The program in main, and the task's instance. Raises what the program raises."""
+    process.in_task = True
+    attempt.scope.captures([*attempt.step.captures])
+    if attempt.spec.program is not None:
+        filename = attempt.spec.program
+        attempt.main["__file__"] = filename
+        sys.argv[:] = [filename]
+        execute.run_program(attempt.spec.sources[filename]["source"], filename, attempt.main)
+    task = MethodTask(attempt)
+    modules.seed_generators(attempt.seed)
+    task.preload()
+    return task
