@@ -6,23 +6,20 @@ turn; classes keep their identity by qualified name, so an instance stays an ins
 
 from __future__ import annotations
 
-import ast
 import dis
-import importlib.util
 import inspect
 import linecache
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flowbook.errors import CaptureError, NotPicklable
 from flowbook.store import canon, codec
 from flowbook.store.base import Store
+from flowbook.store.package import imported_first, local_modules, module_spec
 
 LARGE_BYTES = 100_000_000
 SECRET_NAME = re.compile(
@@ -140,39 +137,6 @@ def add_modules(captured: Captured, roots: Iterable[str], store: Store) -> None:
     captured.modules.update(local_modules(set(roots), store, known=captured.modules))
 
 
-def local_modules(roots: Iterable[str], store: Store, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Dotted name → {file, blob, package, imports} of every `.py` file of the local packages in `roots` and of those they import.
-
-    Local means: a source file outside the standard library and site-packages. They go by content, as they are on disk now, so a
-    pod never sees an older or a later state.
-    """
-    found: dict[str, Any] = {}
-    done = {name.partition(".")[0] for name in known or ()}
-    queue = sorted(roots)
-    while queue:
-        root = queue.pop()
-        if root in done or root in ("__main__", "flowbook") or root in sys.stdlib_module_names:
-            continue
-        done.add(root)
-        file = _module_file(root)
-        folder = file.parent if file is not None and file.name == "__init__.py" else _namespace_folder(root) if file is None else None
-        if not any(place is not None and _is_local(place) for place in (file, folder)):
-            continue
-        paths = sorted(folder.rglob("*.py"))[:5000] if folder is not None else [file] if file is not None else []
-        for path in paths:
-            relative = path.relative_to(folder.parent if folder is not None else path.parent).with_suffix("")
-            dotted = ".".join(relative.parts)
-            is_package = dotted.endswith("__init__")
-            dotted = dotted.removesuffix(".__init__")
-            if not all(part.isidentifier() for part in dotted.split(".")):
-                continue
-            data = path.read_bytes()
-            imported = _imported_roots(data)
-            found[dotted] = {"file": str(path), "blob": store.put_blob([data]), "package": is_package, "imports": sorted(imported)}
-            queue.extend(imported)
-    return found
-
-
 def imports_beforehand(captured: Captured, values: Iterable[Any], sources: Iterable[str]) -> tuple[str, ...]:
     """Modules that every task will import, so that one process may do it for all: what captured values are made of, and what bodies
     and setup cells import at their top level.
@@ -190,39 +154,9 @@ def imports_beforehand(captured: Captured, values: Iterable[Any], sources: Itera
     for source in sources:
         if re.search(r"environ|putenv", source):
             return ()
-        found |= _imported_first(source)
+        found |= imported_first(source)
     known = {"__main__", "builtins", *captured.modules, *(name.partition(".")[0] for name in captured.modules)}
-    return tuple(sorted(n for n in found if n not in known and n.partition(".")[0] not in known and _module_spec(n)))
-
-
-def _imported_first(source: str) -> set[str]:
-    """Modules that the statements at the top level of a cell import."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return set()
-    found: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
-    return found
-
-
-def _module_spec(name: str) -> bool:
-    """Whether a module is there and not local."""
-    root = name.partition(".")[0]
-    if root in sys.builtin_module_names:
-        return False
-    if root in sys.stdlib_module_names:
-        return True
-    try:
-        spec = sys.modules[root].__spec__ if root in sys.modules else importlib.util.find_spec(root)
-    except (ImportError, ValueError, AttributeError):
-        return False
-    origin = spec.origin if spec is not None else None
-    return origin is None or not _is_local(Path(origin))
+    return tuple(sorted(n for n in found if n not in known and n.partition(".")[0] not in known and module_spec(n)))
 
 
 def _submodules(value: types.ModuleType) -> dict[str, list[str]]:
@@ -244,49 +178,6 @@ def keep_mentioned(captured: Captured, texts: Iterable[str]) -> None:
     for info in captured.names.values():
         if "submodules" in info["entry"]:
             info["entry"]["submodules"] = [name for name in info["entry"]["submodules"] if name in text]
-
-
-def _module_file(root: str) -> Path | None:
-    module = sys.modules.get(root)
-    file = getattr(module, "__file__", None)
-    if file is None:
-        try:
-            spec = importlib.util.find_spec(root)
-        except (ImportError, ValueError, AttributeError):
-            return None
-        file = spec.origin if spec and spec.has_location else None
-    return Path(file) if isinstance(file, str) and file.endswith(".py") else None
-
-
-def _namespace_folder(root: str) -> Path | None:
-    """The folder of a package without `__init__.py`, if it is one folder."""
-    try:
-        spec = importlib.util.find_spec(root)
-    except (ImportError, ValueError, AttributeError):
-        return None
-    places = list(spec.submodule_search_locations or ()) if spec is not None and spec.origin is None else []
-    return Path(places[0]) if len(places) == 1 else None
-
-
-def _is_local(file: Path) -> bool:
-    paths = sysconfig.get_paths()
-    if {"site-packages", "dist-packages"} & set(file.parts):
-        return False
-    return not any(file.is_relative_to(paths[kind]) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-
-
-def _imported_roots(source: bytes) -> set[str]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return set()
-    roots: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            roots |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            roots.add(node.module.partition(".")[0])
-    return roots
 
 
 def _is_function(value: Any) -> bool:
