@@ -40,6 +40,7 @@ LIBRARIES = {
     "cloudpickle": {"store", "worker", "kernel"},
     "psutil": {"engine", "worker", "kernel"},
     "platformdirs": {"settings"},
+    "rich": {"cli"},
     "nh3": {"cards", "kernel"},
     "numpy": {"store", "worker", "kernel"},
     "pandas": {"store", "worker", "kernel"},

@@ -1,0 +1,162 @@
+"""The table of commands: name, what it is for, its options, and where it is carried out.
+
+Only the module of the command that is given is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from flowbook.cli.place import Place
+
+    Act = Callable[[Place, argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """`loose`: works without a flow file, too. `flowless`: means nothing for one flow. `parameters`: takes those of the flow."""
+
+    name: str
+    help: str
+    act: str  # "module:function" in flowbook.cli
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    loose: bool = False
+    flowless: bool = False
+    parameters: bool = False
+
+    def load(self) -> Act:
+        module, _, function = self.act.partition(":")
+        found: Act = getattr(importlib.import_module(f"flowbook.cli.{module}"), function)
+        return found
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tag", action="append", metavar="TAG", default=[], help="a tag of the run (repeatable)")
+    parser.add_argument("--max-workers", type=_workers, metavar="N", help="most tasks at once; as many as the machine allows if not given")
+    parser.add_argument("--run-id-file", metavar="FILE", help="write the run's id there as soon as it is known")
+    for name in ("--max-num-splits", "--max-log-size", "--user-namespace"):
+        parser.add_argument(name, metavar="N", dest="ignored", help="of Metaflow; accepted, there is no such limit")
+
+
+def _resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("step", nargs="?", metavar="STEP", help="run again from this step on; if not given, only what is missing runs")
+    parser.add_argument("--origin-run-id", metavar="RUN", help="the run that is gone on with; the newest if not given")
+    _run(parser)
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pylint", "--no-pylint", action="store_true", dest="ignored", help="of Metaflow; ignored")
+
+
+def _graph(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--dot", action="store_true", help="in the language of Graphviz")
+    form.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN/STEP[/TASK]", help="whose output; RUN may be `latest`")
+    parser.add_argument("--attempt", type=int, metavar="K", help="of this attempt; the last if not given")
+    parser.add_argument("--stdout", action="store_true", help="stdout and stderr of a task are one text, in the order of printing")
+    parser.add_argument("--stderr", action="store_true", help="the same text")
+
+
+def _dump(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN/STEP[/TASK]", help="whose artifacts; RUN may be `latest`")
+    parser.add_argument("--include", metavar="NAMES", help="only these, separated by commas")
+    parser.add_argument("--private", action="store_true", help="those whose names begin with _, too")
+    parser.add_argument("--max-value-size", type=int, default=1000, metavar="N", help="characters shown of one value (1000)")
+
+
+def _card(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="view|get|list")
+    for name, text in (
+        ("view", "write it to a file and open it"),
+        ("get", "write it to FILE, or print it"),
+        ("list", "the cards of a task"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("path", metavar="RUN/STEP[/TASK]")
+        if name != "list":
+            action.add_argument("--id", metavar="ID", help="of several cards this one")
+        if name == "get":
+            action.add_argument("file", nargs="?", metavar="FILE")
+
+
+def _tag(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="add|remove|replace|list")
+    for name, text in (("add", "add tags"), ("remove", "remove tags"), ("replace", "one tag for another"), ("list", "the tags of a run")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("--run-id", metavar="RUN", dest="run", help="the newest if not given")
+        if name != "list":
+            action.add_argument("tags", nargs=2 if name == "replace" else "+", metavar="TAG")
+
+
+def _runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("flow", nargs="?", metavar="FLOW", help="a flow of the store, where no flow file is given")
+    parser.add_argument("-n", type=int, default=20, metavar="N", help="the last N (20); 0: all")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only runs with this tag (repeatable)")
+    parser.add_argument("--state", metavar="STATE", help="only succeeded, failed, stopped or open ones")
+    parser.add_argument("--json", action="store_true", help="as JSON, a line a run")
+
+
+def _test(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("step", metavar="STEP", help="the step that runs, alone")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="an artifact that the step reads (repeatable); of a join: inputs=[{…}, {…}]; the item of a foreach: input=JSON",
+    )
+
+
+def _gc(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", type=int, metavar="N", help="keep the last N runs; the setting keep_runs if not given")
+    parser.add_argument("--all-flows", action="store_true", help="of all flows of the project")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+
+
+def _package(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["list"], metavar="list", help="the files that go along with a run, and their sizes")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("notebook", metavar="NOTEBOOK.ipynb")
+    parser.add_argument("out", nargs="?", metavar="FLOW.py", help="the notebook's name with .py if not given")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file is not what would be written")
+
+
+def _workers(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_workers.__name__ = "number of workers (1 or more)"  # argparse names it: "invalid number of workers …"
+
+_TABLE = (
+    Command("run", "Run the flow.", "run:run", _run, parameters=True),
+    Command("resume", "Go on with an earlier run; what succeeded there does not run again.", "run:resume", _resume, parameters=True),
+    Command("check", "Tell everything that is wrong with the flow, without running it.", "look:check", _check, parameters=True),
+    Command("show", "What the flow does: its steps, parameters and triggers.", "look:show"),
+    Command("graph", "The graph of its steps, as text, dot or JSON.", "look:graph", _graph),
+    Command("runs", "The runs of the flow.", "look:runs", _runs, loose=True),
+    Command("logs", "What tasks printed.", "look:logs", _logs, loose=True),
+    Command("dump", "The artifacts of tasks.", "look:dump", _dump, loose=True),
+    Command("card", "The cards of tasks, as HTML files.", "look:card", _card, loose=True),
+    Command("tag", "Tags of runs.", "change:tag", _tag),
+    Command("test", "Run one step alone; nothing is kept.", "single:test", _test, parameters=True),
+    Command("package", "The code that goes along with a run.", "look:package", _package),
+    Command("gc", "Remove old runs, and data that nothing refers to.", "change:gc", _gc, loose=True),
+    Command("export", "Write the flow of a notebook as a flow file.", "change:export", _export, loose=True, flowless=True),
+    Command("version", "The version of flowbook.", "look:version", loose=True),
+)
+COMMANDS = {command.name: command for command in _TABLE}

@@ -1,0 +1,362 @@
+"""Commands that only read: check, show, graph, runs, logs, dump, card, package, version."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowbook.cli import SUCCEEDED
+from flowbook.cli.place import Place, RunPath
+from flowbook.cli.text import clean, has_colours, meant, seconds_text, size_text, styled, table, time_text
+from flowbook.errors import ArtifactError, DefinitionError, Finding
+from flowbook.store import layout
+
+if TYPE_CHECKING:
+    from flowbook.build import Program
+    from flowbook.spec.classgraph import Graph, Node
+
+MOST_TASKS = 100  # whose output is printed, where a step has more
+STATES = ("succeeded", "failed", "stopped", "open")
+
+# ---- the flow itself ------------------------------------------------------------------------------------------------------
+
+
+def check(place: Place, given: argparse.Namespace) -> int:
+    """``check``: all findings at once, those of parameters that are given too. Exit code 2 if there are any."""
+    program = _program(place, given.withs)
+    findings = list(program.findings)
+    if given.params:
+        from flowbook.cli.run import values
+
+        try:
+            values(place, given.params, None, "")
+        except DefinitionError as error:
+            findings += [finding for finding in error.findings if finding not in findings]
+    if findings:
+        raise DefinitionError(*findings)
+    nodes = program.graph.nodes
+    print(f"{program.name}: {len(nodes)} step{'s' * (len(nodes) != 1)}, nothing wrong")
+    for line in _starts(program):
+        print(line)
+    return SUCCEEDED
+
+
+def show(place: Place, given: argparse.Namespace) -> int:
+    """``show``: what a reader of the flow wants to know."""
+    program = _program(place)
+    colours = has_colours(sys.stdout)
+    print(styled(program.name, "bold", colours))
+    for line in inspect.cleandoc(place.cls.__doc__ or "").splitlines() if place.cls is not None else ():
+        print(f"  {line}".rstrip())
+    for node in program.graph.nodes:
+        print(f"\n{styled(node.name, 'bold', colours)}{_way(node)}")
+        for line in inspect.cleandoc(node.function.__doc__ or "").splitlines():
+            print(f"  {line}".rstrip())
+        for word in _asks(program, node):
+            print(f"  {word}")
+    if program.parameters:
+        print(f"\n{styled('parameters', 'bold', colours)}")
+    for parameter in program.parameters.values():
+        default = f", default {parameter.default_text}" if parameter.default_text is not None else ""
+        print(f"  {parameter.option}: {parameter.help or ''} ({parameter.expected}{default})")
+    for line in _starts(program):
+        print(line)
+    if program.findings:
+        print(f"\n{len(program.findings)} finding{'s' * (len(program.findings) != 1)}: `{place.spell('check')}` tells them")
+    return SUCCEEDED
+
+
+def graph(place: Place, given: argparse.Namespace) -> int:
+    """``graph``: the steps and what leads where."""
+    found = _program(place).graph
+    if given.json:
+        print(json.dumps(_graph_json(found), indent=2))
+    elif given.dot:
+        print("\n".join(_dot(found)))
+    else:
+        print("\n".join(_graph_text(found)))
+    return SUCCEEDED
+
+
+def package(place: Place, given: argparse.Namespace) -> int:
+    """``package list``: the local files that a run takes along."""
+    from flowbook.store import package as packages
+    from flowbook.store.memory import MemoryStore
+
+    file = Path(str(getattr(sys.modules["__main__"], "__file__", "")))
+    rows = [(str(file), file.stat().st_size), *packages.listing(packages.program_modules(file.resolve(), MemoryStore()))]
+    for path, size in rows:
+        print(f"{size_text(size):>10}  {path}")
+    print(f"{size_text(sum(size for _, size in rows)):>10}  in {len(rows)} file{'s' * (len(rows) != 1)}")
+    return SUCCEEDED
+
+
+def version(place: Place, given: argparse.Namespace) -> int:
+    from flowbook._version import __version__
+
+    print(f"flowbook {__version__}, Python {sys.version.split()[0]}")
+    return SUCCEEDED
+
+
+def _program(place: Place, withs: list[str] | None = None) -> Program:
+    from flowbook import build
+    from flowbook.spec.decorators import parse_with
+
+    assert place.cls is not None
+    return build.program_of(place.cls, with_marks=[parse_with(text) for text in withs or ()])
+
+
+def _way(node: Node) -> str:
+    """``  → train, for each of rates``."""
+    way = node.next
+    if way is None:
+        return "  (the end)"
+    steps = ", ".join(way.steps)
+    if way.kind == "foreach":
+        return f"  → {steps}, for each of {way.name or 'what it gives'}"
+    if way.kind == "switch":
+        return f"  → one of {steps}, by {way.name}" + (f"; else {way.default}" if way.default else "")
+    return f"  → {steps}"
+
+
+def _asks(program: Program, node: Node) -> Iterator[str]:
+    options = program.options[node.name]
+    if node.joins:
+        yield f"joins {', '.join(node.before)}"
+    for name in ("cpu", "gpu", "memory_mb", "disk_mb"):
+        value = getattr(options.resources, name)
+        if value not in (None, 0) and (name, value) != ("cpu", 1.0):
+            yield f"needs {name.removesuffix('_mb')} {value:g}{' MB' if name.endswith('_mb') else ''}"
+    if options.retry.times:
+        yield f"tried again {options.retry.times} times, {options.retry.minutes_between_retries:g} minutes between"
+    if options.timeout_s is not None:
+        yield f"at most {seconds_text(options.timeout_s)}"
+    if options.catch:
+        yield f"an error is caught in {options.catch}"
+    if options.cards:
+        yield f"cards: {', '.join(card.id or card.type for card in options.cards)}"
+    if options.checkpoint is not None:
+        yield "keeps checkpoints"
+
+
+def _starts(program: Program) -> list[str]:
+    """What would start the flow once it is deployed."""
+    from flowbook.spec import schedules
+
+    return schedules.describe(program.cls)
+
+
+def _graph_text(found: Graph) -> Iterator[str]:
+    depth = {node.name: len(node.stack) for node in found.nodes}
+    for node in found.nodes:
+        mark = " (join)" if node.joins else ""
+        yield f"{'  ' * depth[node.name]}{node.name}{mark}{_way(node)}"
+
+
+def _graph_json(found: Graph) -> dict[str, Any]:
+    steps = {}
+    for node in found.nodes:
+        way = node.next
+        steps[node.name] = {
+            "line": node.line,
+            "doc": inspect.cleandoc(node.function.__doc__ or ""),
+            "joins": node.joins,
+            "kind": way.kind if way is not None else "end",
+            "next": list(way.steps) if way is not None else [],
+            "by": way.name if way is not None else None,
+            "default": way.default if way is not None else None,
+            "scope": list(node.scope),
+        }
+    return {"flow": found.name, "start": found.start, "end": found.end, "steps": steps}
+
+
+def _dot(found: Graph) -> Iterator[str]:
+    yield f"digraph {found.name} {{"
+    yield "  rankdir=LR; node [shape=box, style=rounded];"
+    for node in found.nodes:
+        yield f"  {node.name};"
+        way = node.next
+        for step in way.steps if way is not None else ():
+            label = {"foreach": "each", "switch": way.name or "", "linear": "", "split": ""}[way.kind] if way is not None else ""
+            yield f"  {node.name} -> {step}" + (f' [label="{label}"];' if label else ";")
+    yield "}"
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------------
+
+
+def runs(place: Place, given: argparse.Namespace) -> int:
+    """``runs``: newest first."""
+    from flowbook.store.glance import Glance
+
+    if given.state and given.state not in STATES:
+        raise DefinitionError(Finding("", f"there is no state {given.state!r}", meant(given.state, STATES, "States")))
+    if given.flow is None and place.flow is None:
+        print("\n".join(place.flows()) or "the store has no flow yet")
+        return SUCCEEDED
+    flow, rows = place.known_flow(given.flow), []
+    for run, row in Glance(place.store, flow):
+        state = row.state or ("damaged" if row.damaged else "open")
+        tags = (*row.tags, *((f"user:{row.user}",) if row.user else ()))
+        if (given.state in (None, state)) and all(tag in tags for tag in given.tag) and given.namespace in (None, "", *tags):
+            rows.append((run, state, row))
+        if given.n and len(rows) == given.n:
+            break
+    if given.json:
+        for run, state, row in rows:
+            fields = {"run": run, "state": state, "started_at": row.started_at, "ended_at": row.ended_at}
+            print(json.dumps({**fields, "user": row.user, "tags": list(row.tags)}))
+        return SUCCEEDED
+    if not rows:
+        print(f"no run of {flow}" + (" that fits" if given.tag or given.state or given.namespace else " yet"))
+        return SUCCEEDED
+    shown = []
+    for run, state, row in rows:
+        took = seconds_text(row.ended_at - row.started_at) if row.ended_at and row.started_at else "-"
+        shown.append((run, state, time_text(row.started_at), took, row.user or "-", ", ".join(row.tags)))
+    print("\n".join(table(shown, ("run", "state", "started", "took", "user", "tags"), has_colours(sys.stdout))))
+    return SUCCEEDED
+
+
+def logs(place: Place, given: argparse.Namespace) -> int:
+    """``logs RUN/STEP[/TASK]``: stdout and stderr of a task are one text, as they came."""
+    path = place.path(given.path)
+    found = _Tasks(place, path)
+    shown = 0
+    for step, index in found:
+        origin, there, attempt = found.printed_by(step, index)
+        key = layout.output(path.flow, origin, step, there, attempt if given.attempt is None else given.attempt)
+        if not place.store.exists(key):
+            continue
+        shown += 1
+        if shown > MOST_TASKS:
+            print(f"… of more tasks than {MOST_TASKS}: name one, {path.run}/{step}/TASK", file=sys.stderr)
+            break
+        _print_output(place.store.get(key), f"[{path.run}/{step}/{layout.task_key(index)}] " if path.task is None else "")
+    if not shown:
+        print(f"{given.path} printed nothing that is kept", file=sys.stderr)
+    return SUCCEEDED
+
+
+def dump(place: Place, given: argparse.Namespace) -> int:
+    """``dump RUN/STEP[/TASK]``: the artifacts that tasks leave, inherited ones too."""
+    from flowbook.store.results import Reader, use
+
+    path = place.path(given.path)
+    wanted = set(filter(None, (given.include or "").split(",")))
+    reader = Reader(place.store, path.flow, vars(sys.modules["__main__"]))
+    with use(place.store, vars(sys.modules["__main__"]), flow=path.flow):
+        for step, index in _Tasks(place, path):
+            print(styled(f"{path.flow}/{path.run}/{step}/{layout.task_key(index)}", "bold", has_colours(sys.stdout)))
+            names = reader.visible_names(path.flow, path.run, step, index)
+            for word in sorted(wanted - names.keys()):
+                raise DefinitionError(Finding(given.path, f"it has no artifact {word!r}", meant(word, sorted(names), "Artifacts")))
+            for name in sorted(names):
+                if (name in wanted) or (not wanted and (given.private or not name.startswith("_"))):
+                    print(f"  {name} = {_shown(reader, name, names[name], given.max_value_size)}")
+    return SUCCEEDED
+
+
+def _shown(reader: Any, name: str, entry: Mapping[str, Any], limit: int) -> str:
+    """An artifact in a line: small ones as they are, others by their preview; nothing large is loaded for it."""
+    if "json" in entry:
+        text = repr(entry["json"])
+    elif int(entry.get("size") or 0) > limit:
+        text = f"{entry.get('repr') or '…'}  ({entry.get('type')}, {size_text(int(entry['size']))})"
+    else:
+        try:
+            text = repr(reader.load(entry, name))
+        except ArtifactError as error:
+            text = f"{entry.get('repr') or '?'}  ({error})"
+    text = clean(text.replace("\n", " "), False)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def card(place: Place, given: argparse.Namespace) -> int:
+    """``card view|get|list RUN/STEP[/TASK]``."""
+    from flowbook import cards
+    from flowbook.cards import html
+
+    path = place.path(given.path)
+    found = [(step, index, key) for step, index in _Tasks(place, path) for key in _card_keys(place, path, step, index)]
+    if given.action == "list":
+        for step, index, key in found:
+            print(f"{path.run}/{step}/{layout.task_key(index)}  {_card_id(key)}")
+        return SUCCEEDED
+    ids = [_card_id(key) for _, _, key in found]
+    chosen = [each for each in found if given.id is None or _card_id(each[2]) == given.id]
+    if not chosen:
+        what = f"no card {given.id!r}" if given.id else "no card"
+        raise DefinitionError(Finding(given.path, what, meant(given.id or "", ids, "Cards") if ids else "A step has one with @card."))
+    page = html.page(cards.read(place.store.get(chosen[0][2])))
+    if given.action == "get" and not given.file:
+        sys.stdout.write(page)
+        return SUCCEEDED
+    file = Path(given.file) if given.action == "get" else Path(tempfile.mkdtemp(prefix="flowbook-card-")) / "card.html"
+    file.write_text(page, encoding="utf-8")
+    print(file)
+    if given.action == "view" and sys.stdout.isatty():
+        webbrowser.open(file.as_uri())
+    return SUCCEEDED
+
+
+def _card_keys(place: Place, path: RunPath, step: str, index: layout.Index) -> list[str]:
+    """The cards of the last attempt of a task that has any."""
+    prefix = f"{layout.run_prefix(path.flow, path.run)}{step}/{layout.task_key(index)}/"
+    keys = [key for key in place.store.list(prefix) if key.rpartition("/")[2].startswith("card-")]
+    last = max((int(key.split("/")[-2]) for key in keys), default=0)
+    return sorted(key for key in keys if int(key.split("/")[-2]) == last)
+
+
+def _card_id(key: str) -> str:
+    return key.rpartition("/")[2].removeprefix("card-").removesuffix(".json")
+
+
+def _print_output(data: bytes, prefix: str) -> None:
+    colours = has_colours(sys.stdout)
+    for line in data.decode("utf-8", "replace").rstrip("\n").split("\n"):
+        sys.stdout.write(f"{prefix}{clean(line, colours)}\n")
+
+
+class _Tasks:
+    """The tasks that a path RUN[/STEP[/TASK]] names, in order. Raises DefinitionError, with the nearest, for what is not there."""
+
+    def __init__(self, place: Place, path: RunPath) -> None:
+        from flowbook.engine import events
+        from flowbook.engine.state import RunState
+        from flowbook.spec.flow import Spec, from_json
+
+        self.spec = from_json(Spec, json.loads(place.store.get(layout.spec(path.flow, path.run))))
+        self.path, self.state = path, RunState(self.spec)
+        for key in place.store.list(layout.log_prefix(path.flow, path.run)):
+            for event in events.unbatch(place.store.get(key), key):
+                self.state.apply(event)
+        names = [step.name for step in self.spec.steps]
+        if path.step is not None and path.step not in names:
+            raise DefinitionError(Finding("", f"run {path.run} has no step {path.step!r}", meant(path.step, names, "Steps")))
+        order = {name: i for i, name in enumerate(names)}
+        found = [task for task in self.state.tasks if task.part == "body" and path.step in (None, task.step)]
+        self._found = sorted(found, key=lambda task: (order[task.step], task.index))
+        if path.task is not None:
+            keys = [layout.task_key(task.index) for task in self._found]
+            self._found = [task for task in self._found if layout.task_key(task.index) == path.task]
+            if not self._found:
+                raise DefinitionError(
+                    Finding("", f"{path.step} of run {path.run} has no task {path.task!r}", meant(path.task, keys, "Tasks"))
+                )
+
+    def __iter__(self) -> Iterator[tuple[str, layout.Index]]:
+        return ((task.step, task.index) for task in self._found)
+
+    def printed_by(self, step: str, index: layout.Index) -> tuple[str, layout.Index, int]:
+        """Run, index and attempt that made the result: there stands what it printed."""
+        from flowbook.engine.events import Task
+
+        return self.state.printed_by(Task(step, index))

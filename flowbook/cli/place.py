@@ -1,0 +1,120 @@
+"""Where a command works: the flow, its file, the store, and how commands are spelled back to the user."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowbook.cli import program
+from flowbook.cli.arguments import Given
+from flowbook.cli.text import meant
+from flowbook.errors import DefinitionError, Finding
+from flowbook.store import layout
+
+if TYPE_CHECKING:
+    from flowbook.settings import Settings
+    from flowbook.store.base import Store
+
+
+@dataclass(frozen=True)
+class RunPath:
+    """RUN/STEP/TASK as typed; what was left out is None."""
+
+    flow: str
+    run: str
+    step: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A command's surroundings. `cls` None: a command that only reads the store, without a flow file."""
+
+    cls: type | None
+    given: Given = field(repr=False)
+
+    @classmethod
+    def of(cls, flow: type | None, given: Given) -> Place:
+        return cls(flow, given)
+
+    @property
+    def flow(self) -> str | None:
+        return self.cls.__name__ if self.cls is not None else None
+
+    @property
+    def folder(self) -> Path:
+        """That of the flow file: settings are looked for from there upwards."""
+        file = getattr(sys.modules.get("__main__"), "__file__", None) if self.cls is not None else None
+        return Path(file).resolve().parent if file else Path.cwd()
+
+    @cached_property
+    def settings(self) -> Settings:
+        from flowbook.settings import load_settings
+
+        return load_settings(self.folder, os.environ)
+
+    @cached_property
+    def store(self) -> Store:
+        from flowbook.store.base import open_store
+
+        root = Path(self.settings.store) / self.settings.project
+        return open_store({"kind": "files", "root": str(root), "durable": self.settings.durable})
+
+    def spell(self, command: str, *arguments: str) -> str:
+        """A command as the user would type it: ``python flow.py resume``, ``flowbook resume flow.py``."""
+        file = program.file_argument()
+        words = [command, *([file] if file else []), *arguments]
+        return f"{program.spelled()} {' '.join(map(shlex.quote, words))}"
+
+    # ---- runs ----
+
+    def runs(self, flow: str) -> list[str]:
+        """The ids of a flow's runs, oldest first."""
+        found = [run for run in self.store.names(f"flows/{flow}") if self.store.exists(layout.spec(flow, run))]
+        return sorted(found, key=layout.run_order)
+
+    def flows(self) -> list[str]:
+        return sorted(self.store.names("flows"))
+
+    def known_flow(self, flow: str | None) -> str:
+        """The flow that is meant. Raises DefinitionError for one that the store does not have."""
+        name = flow or self.flow
+        if name is None:
+            raise DefinitionError(Finding("", "which flow?", meant("", self.flows(), "Flows of the store")))
+        if name != self.flow and name not in self.flows():
+            raise DefinitionError(Finding("", f"the store has no flow {name!r}", meant(name, self.flows(), "Flows of the store")))
+        return name
+
+    def known_run(self, flow: str, run: str) -> str:
+        """Raises DefinitionError, with the nearest, for a run that is not there. ``latest`` is the newest."""
+        ids = self.runs(flow)
+        if run == "latest" and ids:
+            return ids[-1]
+        if run not in ids:
+            newest = ids[::-1]
+            raise DefinitionError(Finding("", f"there is no run {run!r} of {flow}", meant(run, newest, f"Runs of {flow}, newest first")))
+        return run
+
+    def path(self, text: str, parts: Sequence[str] = ("RUN", "STEP", "TASK"), least: int = 1) -> RunPath:
+        """``3/train/2`` with a flow file, ``TrainFlow/3/train/2`` in any case. Raises DefinitionError naming the part that is wrong."""
+        words = [word for word in text.strip("/").split("/") if word]
+        if self.flow is None or (words and words[0] == self.flow):
+            form = "/".join(["FLOW", *parts])
+            if not words:
+                raise DefinitionError(Finding("", f"{text!r} names nothing", f"It is written {form}."))
+            flow, words = self.known_flow(words[0]), words[1:]
+        else:
+            form, flow = "/".join(parts), self.known_flow(None)
+        if not least <= len(words) <= len(parts):
+            raise DefinitionError(
+                Finding(
+                    "", f"{text!r} is not {form}", f"An example: {form.replace('RUN', '3').replace('STEP', 'train').replace('TASK', '0')}"
+                )
+            )
+        return RunPath(flow, self.known_run(flow, words[0]), *words[1:])

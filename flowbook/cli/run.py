@@ -1,0 +1,204 @@
+"""run and resume: the spec is written, and the run is driven to its end in this process.
+
+The engine is the one of the notebook (engine/scheduler.py), without its socket: what happens comes from the run itself, event by event,
+and goes to a Screen. A first Ctrl-C or SIGTERM asks the run to stop, as a stop button would; a second one ends its workers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED, NotConfigured, failure
+from flowbook.cli.place import Place
+from flowbook.cli.progress import Screen, screen_for
+from flowbook.cli.text import meant
+from flowbook.engine.scheduler import Machine, Run
+from flowbook.engine.scheduler import Place as Surroundings
+from flowbook.errors import DefinitionError, Finding
+from flowbook.spec.flow import Spec, from_json
+from flowbook.store import codec, layout
+from flowbook.store.base import Store
+from flowbook.store.tags import checked
+
+if TYPE_CHECKING:
+    from flowbook.spec.decorators import Mark
+
+TICK_S = 0.1
+CLUSTERS = ("kubernetes", "batch")  # decorators that ask for other machines than this one
+
+
+def run(place: Place, given: argparse.Namespace) -> int:
+    """``run``: a new run; nothing of other runs is taken."""
+    return _go(place, given, None, ())
+
+
+def resume(place: Place, given: argparse.Namespace) -> int:
+    """``resume [STEP]``: a new run that takes over what succeeded in an earlier one, as far as it still holds."""
+    assert place.cls is not None
+    name = place.cls.__name__
+    ids = place.runs(name)
+    if not ids:
+        raise DefinitionError(Finding("resume", f"{name} has no run yet", f"`{place.spell('run')}` starts one."))
+    origin = place.known_run(name, given.origin_run_id) if given.origin_run_id else ids[-1]
+    spec = from_json(Spec, json.loads(place.store.get(layout.spec(name, origin))))
+    assert isinstance(spec, Spec)
+    return _go(place, given, spec, (given.step,) if given.step else ())
+
+
+def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tuple[str, ...]) -> int:
+    from flowbook import build
+
+    assert place.cls is not None
+    program = build.program_of(place.cls, with_marks=_marks(given.withs))
+    program.check()
+    steps = [node.name for node in program.graph.nodes]
+    for step in again:
+        if step not in steps:
+            raise DefinitionError(Finding("resume", f"{place.flow} has no step {step!r}", meant(step, steps, "Steps")))
+    for word in place.given.ignored:
+        print(f"{word} means nothing here and is ignored", file=sys.stderr)
+    user = build.user_name()
+    spec = build.spec_of(
+        program,
+        place.store,
+        params=values(place, given.params, origin, user or ""),
+        tags=checked(given.tag),
+        origin=origin,
+        again=again,
+        max_parallel=given.max_workers or place.settings.max_parallel,
+        user=user,
+    )
+    if given.run_id_file:
+        Path(given.run_id_file).write_text(spec.run)
+    screen = screen_for(spec, quiet=given.quiet)
+    driver = Driver(place.store, spec, screen)
+    begun = time.monotonic()
+    ended = asyncio.run(driver.drive())
+    return _told(place, driver, ended, time.monotonic() - begun)
+
+
+def values(place: Place, given: Mapping[str, str], origin: Spec | None, user: str) -> dict[str, Any]:
+    """The parameters of a run by attribute: as given, else as the run had them that is gone on with, else the defaults.
+
+    Raises DefinitionError with all findings.
+    """
+    from flowbook.spec import parameters
+
+    assert place.cls is not None
+    known = parameters.parameters_of(place.cls)
+    kept: dict[str, Any] = {}
+    for attribute, parameter in known.items():
+        if origin is not None and attribute in origin.params and parameter.is_option and parameter.name not in given:
+            kept[attribute] = codec.load(place.store, origin.params[attribute], name=f"parameter {parameter.name}")
+    # What is kept is no question any more: a class without those parameters is asked for the others.
+    asked = type(place.cls.__name__, (place.cls,), dict.fromkeys(kept)) if kept else place.cls
+    return {**parameters.resolve(asked, given, os.environ, user=user, say=lambda text: print(text, file=sys.stderr)), **kept}
+
+
+def _marks(withs: list[str]) -> list[Mark]:
+    """--with NAME:k=v as marks. Raises NotConfigured for a cluster, since none is set up here."""
+    if not withs:
+        return []
+    from flowbook.spec.decorators import parse_with
+
+    marks = [parse_with(text) for text in withs]
+    for mark in marks:
+        if mark.name in CLUSTERS:
+            raise NotConfigured(
+                f"--with {mark.name}: no cluster is set up here, and this flowbook has no launcher for one yet. Nothing was run. "
+                "Without it the steps run on this machine."
+            )
+    return marks
+
+
+def _told(place: Place, driver: Driver, ended: str | None, seconds: float) -> int:
+    """Say how the run ended, and what to do next. Gives the exit code."""
+    spec, screen = driver.spec, driver.screen
+    resume = place.spell("resume", *(["--origin-run-id", spec.run] if driver.signal else []))
+    screen.finish(ended or "failed", seconds)
+    sys.stdout.flush()
+    if ended == "succeeded":
+        return SUCCEEDED
+    if driver.signal:
+        print(f"run {spec.run} was stopped; what had succeeded is kept. `{resume}` goes on with it", file=sys.stderr)
+        return TERMINATED if driver.signal == signal.SIGTERM else INTERRUPTED
+    if ended == "stopped":
+        print(f"run {spec.run} was stopped from elsewhere. `{resume}` goes on with it", file=sys.stderr)
+        return FAILED
+    state = driver.run.state if driver.run is not None else None
+    trouble = driver.run.last_trouble if driver.run is not None else ""
+    print(failure.text(spec, state, place, trouble), file=sys.stderr)
+    return FAILED
+
+
+class Driver:
+    """One run from its first event to its last, with signals and a screen."""
+
+    def __init__(self, store: Store, spec: Spec, screen: Screen) -> None:
+        self.store, self.spec, self.screen = store, spec, screen
+        self.run: Run | None = None
+        self.signal: int = 0  # the first that came
+        self._told = 0  # batches of events that the screen has seen
+
+    async def drive(self) -> str | None:
+        """Gives the state in which the run ended; None if it could not be driven to its end."""
+        folder = Path(tempfile.mkdtemp(prefix="flowbook-"))
+        machine = Machine(folder=folder)
+        surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path))
+        self.run = Run(self.store, self.spec.flow, self.spec.run, machine, surroundings, say=self._hear, changed=self._show_events)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal, number)
+        ticking = asyncio.create_task(self._tick())
+        try:
+            return await self.run.drive()
+        finally:
+            ticking.cancel()
+            self._show_events()
+            machine.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            assert self.run is not None
+            self.run.show_output()
+            if self.run.state is not None:
+                self.screen.tick(self.run.state)
+
+    def _hear(self, hint: dict[str, object]) -> None:
+        assert self.run is not None
+        self.screen.hint(hint, self.run)
+
+    def _show_events(self) -> None:
+        assert self.run is not None
+        batches, self._told = self.run.packed[self._told :], len(self.run.packed)
+        for batch in batches:
+            for event in json.loads(batch):
+                self.screen.event(event, self.run.state)
+
+    def _on_signal(self, number: int) -> None:
+        assert self.run is not None
+        if self.signal:
+            self.screen.say("ending the tasks at once")
+            self.run.stop()
+            return
+        self.signal = number
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.screen.say(f"{name}: the run is stopped; its tasks get some seconds to end. Once more: at once")
+        request = json.dumps({"ask": "stop", "step": None, "index": None}).encode()
+        with contextlib.suppress(Exception):  # a store that refuses: the second signal needs none
+            self.store.create(layout.request(self.spec.flow, self.spec.run, f"stop-{time.time_ns()}"), request)
+        self.run.poke()
