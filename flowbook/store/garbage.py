@@ -1,7 +1,7 @@
 """What is kept, and what is removed: old runs first, then blobs that nothing refers to any more.
 
-A run is kept if it is one of the last, has a tag, is open (its log has no run_ended), or if a kept run took results from it. A blob
-is kept if its address stands anywhere in the spec, the log or a COMMIT of any run: any 64 hex digits count, so whatever a later
+A run is kept if it is one of the last, has a tag now (see tags.py), is open (its log has no run_ended), or if a kept run took results
+from it. A blob is kept if its address stands anywhere in the spec, the log or a COMMIT of any run: any 64 hex digits count, so whatever a later
 version writes there is safe. What is younger than 24 h by the store's own clock is never touched, and who reuses a blob makes it
 young again (Store.keep), so that engines may run meanwhile. What cannot be read is named, and all that it may refer to is kept.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import StoreError, StoreMissing
-from flowbook.store import files, layout
+from flowbook.store import files, glance, layout, tags
 from flowbook.store.base import Store
 
 Json = Any
@@ -99,9 +99,13 @@ def is_open(store: Store, flow: str, run: str) -> bool:
 
 
 def referring(store: Store, flow: str, run: str) -> Iterator[str]:
-    """The keys of a run whose objects may refer to blobs: its spec, its log, its COMMITs."""
+    """The keys of a run whose objects may refer to blobs: its spec, its log, its COMMITs, its checkpoints."""
     for key in store.list(layout.run_prefix(flow, run)):
-        if key.endswith((".COMMIT", "/run.json")) or key.startswith(layout.log_prefix(flow, run)):
+        if (
+            key.endswith((".COMMIT", "/run.json"))
+            or key.startswith(layout.log_prefix(flow, run))
+            or (key.endswith(".json") and "/checkpoints/" in key)
+        ):
             yield key
 
 
@@ -128,6 +132,8 @@ def _retire(store: Store, flow: str, keep_runs: int, min_age_s: float, spare_you
             ages = [found.age_s for found in store.aged(layout.run_prefix(flow, run))]
             if ages and min(ages) >= min_age_s:  # else it may be one that is being removed, by another collection
                 _remove(store, flow, run, report)
+    if report.removed and not report.dry_run:
+        glance.forget(store, flow, [run for name, run in report.removed if name == flow])
 
 
 def _kept(store: Store, flow: str, ids: list[str], keep_runs: int, report: Report) -> dict[str, str]:
@@ -141,14 +147,14 @@ def _kept(store: Store, flow: str, ids: list[str], keep_runs: int, report: Repor
             kept[run] = why
     for run in list(kept):
         try:
-            origins: Iterable[str] = _origins(store, flow, run)
+            taken: Iterable[str] = origins(store, flow, run)
             why = f"run {run} took results from it"
         except StoreMissing:
             continue  # removed meanwhile
         except StoreError as error:
             report.damaged[layout.log_prefix(flow, run)] = str(error)
-            origins, why = ids, f"the log of run {run} is damaged, and may name it"
-        for origin in origins:
+            taken, why = ids, f"the log of run {run} is damaged, and may name it"
+        for origin in taken:
             if origin in ids:
                 kept.setdefault(origin, why)
     return kept
@@ -157,10 +163,9 @@ def _kept(store: Store, flow: str, ids: list[str], keep_runs: int, report: Repor
 def _why_kept(store: Store, flow: str, run: str, report: Report) -> str:
     key = layout.spec(flow, run)
     try:
-        spec = _json(store, key)
-        tags = spec.get("tags") or ()
-        if tags:
-            return f"tagged {', '.join(map(str, tags))}"
+        tagged, _ = tags.read(store, flow, run, _json(store, key).get("tags") or ())
+        if tagged:
+            return f"tagged {', '.join(map(str, tagged))}"
         key = layout.log_prefix(flow, run)
         return "open" if is_open(store, flow, run) else ""
     except StoreMissing:
@@ -170,7 +175,7 @@ def _why_kept(store: Store, flow: str, run: str, report: Report) -> str:
         return "cannot be read"
 
 
-def _origins(store: Store, flow: str, run: str) -> set[str]:
+def origins(store: Store, flow: str, run: str) -> set[str]:
     """The runs of which a run took results, or, as one that it resumes, may still take some."""
     try:
         resumed = _json(store, layout.spec(flow, run)).get("origin")
