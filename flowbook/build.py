@@ -12,6 +12,7 @@ import functools
 import getpass
 import json
 import linecache
+import re
 import secrets
 import sys
 import time
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import DefinitionError, Finding, NotPicklable
-from flowbook.spec import classgraph, decorators, parameters, schedules
+from flowbook.spec import classgraph, decorators, parameters
 from flowbook.spec import flow as flows
 from flowbook.spec.body import ast_key
 from flowbook.spec.classgraph import Graph, Node
 from flowbook.spec.flow import Options, Spec, Step
 from flowbook.spec.flowspec import FlowSpec
+from flowbook.spec.marks import Mark
 from flowbook.store import canon, codec, layout, package
 from flowbook.store.base import Store
 
@@ -61,7 +63,7 @@ class Program:
 def program_of(
     cls: type,
     *,
-    with_marks: Sequence[decorators.Mark] = (),
+    with_marks: Sequence[Mark] = (),
     label: Callable[[str], str] | None = None,
     file: str | None = None,
 ) -> Program:
@@ -79,7 +81,8 @@ def program_of(
             options[node.name] = Options()
     findings += [finding for node in graph.nodes for finding in _decorated(node, options[node.name])]
     findings += _names(cls, graph, given)
-    findings += schedules.check(cls)
+    required = [attribute for attribute, parameter in given.items() if parameter.required]
+    findings += decorators.class_findings(cls, required, [*given])
     return Program(cls, graph, options, given, constants, tuple(dict.fromkeys(findings)), file)
 
 
@@ -128,6 +131,8 @@ class Code:
     parts: Callable[[Node], Parts] = lambda node: {}
     program: str | None = None
     method: str = ""  # the class's name in the worker's main
+    setup: tuple[str, ...] = ()  # as in Spec
+    setup_captures: tuple[str, ...] = ()
 
 
 def spec_of(
@@ -143,6 +148,7 @@ def spec_of(
     code: Code | None = None,
     notebook: str | None = None,
     user: str | None = None,
+    life: str = "",
 ) -> Spec:
     """Write the spec of a run and take its number. `params` are values by attribute (parameters.resolve); what is left out is the default.
 
@@ -163,21 +169,29 @@ def spec_of(
         captures=dict(code.captures),
         sources=dict(code.sources),
         modules=dict(code.modules),
+        setup=code.setup,
+        setup_captures=code.setup_captures,
         imports=code.imports,
         tags=tuple(dict.fromkeys(tags)),
         max_parallel=max_parallel,
         origin=origin.run if origin is not None else None,
         fresh=fresh,
-        life=(origin.life if origin is not None else "") or secrets.token_hex(8),
+        life=life or (origin.life if origin is not None else "") or secrets.token_hex(8),
         notebook=notebook,
         user=user or user_name(),
         started_at=time.time(),
         python=sys.version.split()[0],
         program=code.program,
         constants=constants,
-        project=decorators.project_of(program.cls, user or user_name()),
+        project=_project(program.cls, user or user_name()),
     )
     return take_number(spec, store)
+
+
+def _project(cls: type, user: str | None) -> dict[str, Any]:
+    """What `current` tells of @project: nothing without one."""
+    found = decorators.project_of(cls)
+    return {} if found is None else found.told(cls.__name__, user or "nobody")
 
 
 def user_name() -> str | None:
@@ -266,10 +280,7 @@ def code_of_file(program: Program, store: Store) -> Code:
         )
     path = Path(file).resolve()
     source = "".join(linecache.getlines(file)) or path.read_text("utf-8")
-    if program.file is None:
-        named = [name for name, value in vars(main).items() if value is program.cls]
-    else:
-        named = [program.name]
+    named = [name for name, value in vars(main).items() if value is program.cls] if program.file is None else [program.name]
     if not named:
         raise DefinitionError(
             Finding(f"flow {program.name}", f"{path.name} does not import it by name", f"Write `from … import {program.name}` in it.")
@@ -281,11 +292,24 @@ def code_of_file(program: Program, store: Store) -> Code:
     return Code(
         sources=sources,
         modules=modules,
-        imports=package.imports_of(source, modules),
+        imports=_imports(source, modules),
         parts=_FileParts(file, source, modules),
         program=file,
         method=program.name if program.name in named else named[0],
     )
+
+
+def _imports(source: str, modules: Mapping[str, Any]) -> tuple[str, ...]:
+    """Modules that one process may import for all tasks: what the file imports first, and what every method needs.
+
+    None where the file touches the environment: libraries read it when they are imported. No local ones: they go by content.
+    """
+    ours = ("flowbook.spec.decorators", "flowbook.spec.parameters", "flowbook.worker.method")
+    if re.search(r"environ|putenv", source):
+        return ours
+    local = {name.partition(".")[0] for name in modules}
+    found = {n for n in package.imported_first(source) if n.partition(".")[0] not in local and package.module_spec(n)}
+    return (*ours, *sorted(found))
 
 
 class _FileParts:

@@ -14,6 +14,7 @@ from flowbook.errors import ArtifactNotLoaded
 
 if TYPE_CHECKING:
     from flowbook.kernel.session import Run, Session
+    from flowbook.spec.flowspec import FlowSpec
 
 
 def _session() -> Session:
@@ -77,6 +78,8 @@ class RunHandle:
         flow = self._session.flow(spec.flow)
         if any(s.name == name for s in spec.steps):
             return StepHandle(self._session, flow, name, self._run)
+        if spec.steps and spec.steps[0].method is not None:
+            return self._of_class(name)
         makers = [s for s in reversed(spec.steps) if not s.scope and name in s.saves]
         if not makers:
             made = sorted({n for s in spec.steps if not s.scope for n in s.saves})
@@ -88,6 +91,15 @@ class RunHandle:
             if result.state == "succeeded" and name in self._session.commit(self._run, step.name, ())["artifacts"]:
                 return result[name]
         raise ArtifactNotLoaded(f"`{name}` was not made in run {self.id} ({self.state})")
+
+    def _of_class(self, name: str) -> Any:
+        """An artifact as the last step of a FlowSpec leaves it."""
+        from flowbook.kernel.names import interruptible, task_result
+
+        with interruptible():
+            self._session.wait(self._run)
+        last = next(step.name for step in reversed(self._run.spec.steps) if step.next is None)
+        return task_result(self._session, self._run, last, ())[name]
 
     def _ipython_display_(self) -> None:
         if self._session.shell.execution_count != self._shown_in:
@@ -115,7 +127,7 @@ class Flow:
 
     def run(
         self,
-        step: str | None = None,
+        step: str | type[FlowSpec] | None = None,
         *,
         flow: str | None = None,
         wait: bool = False,
@@ -124,9 +136,12 @@ class Flow:
         max_parallel: int | None = None,
         **params: Any,
     ) -> RunHandle:
+        """`step` is the name of a step, or a FlowSpec class of this notebook."""
         from flowbook.kernel.magics import start
 
         tags = (tag,) if isinstance(tag, str) else tuple(tag)
+        if isinstance(step, type):
+            return start(_session(), cls=step, wait=wait, tags=tags, max_parallel=max_parallel, params=params, fresh=fresh)
         return start(_session(), step=step, flow=flow, wait=wait, tags=tags, max_parallel=max_parallel, params=params, fresh=fresh)
 
     def resume(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False) -> RunHandle:

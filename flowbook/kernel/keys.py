@@ -63,7 +63,7 @@ class Known:
 
 FOLDERS = re.compile(r"\b(glob|iglob|rglob|listdir|scandir|iterdir|walk|exists|is_file|is_dir|stat|getmtime)\b")
 CURRENT = re.compile(r"\bcurrent\b")
-RUN = re.compile(r"\bcurrent\.(run|idempotency_key)\b")
+RUN = re.compile(r"\bcurrent\.(run|run_id|pathspec|idempotency_key)\b")
 
 
 def keyed(steps: Iterable[Step], known: Known) -> list[Step]:
@@ -171,6 +171,20 @@ def _plan(step: Step, known: Known, local: _Local) -> Parts:
         parts["folders"] = secrets.token_hex(8)  # what it finds there is told by evaluating it
     told = params or _made(step.plan_inputs) or _data(captures, known)
     return parts if told or _told_otherwise(step) else parts | {"life": known.life}
+
+
+def method_parts(source: str, names: Iterable[str], told: bool, known: Known) -> Parts:
+    """What the kernel contributes to a step of a FlowSpec in a cell: captured names that its methods mention, modules, files,
+    variables. `told`: it reads something that could be told, a parameter or what a step before made.
+    """
+    local = _Local(known.captured.modules)
+    captures = _closed(names, known)
+    parts = _common(known, local) | _captured(captures, known, local) | _read_outside([source], captures, known)
+    if CURRENT.search(source):
+        parts["current"] = canon.short_hash(json.dumps(known.tags))
+    if not (told or _data(captures, known)) or _asks_the_world(source, captures, known):
+        parts["life"] = known.life
+    return parts
 
 
 def _read_outside(sources: Iterable[str], captures: Iterable[str], known: Known) -> Parts:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from traitlets import Bool
@@ -31,6 +31,9 @@ from flowbook.kernel.session import CommandLine, Run, Session
 from flowbook.spec import graph, options
 from flowbook.spec.flow import task_name
 from flowbook.store import layout
+
+if TYPE_CHECKING:
+    from flowbook.spec.flowspec import FlowSpec
 
 TASK = re.compile(r"([A-Za-z_]\w*)(?:\[(\d+(?:,\s*\d+)*)\])?\Z")
 
@@ -77,14 +80,18 @@ def _split(line: str, where: str) -> list[str]:
 def start(
     session: Session,
     *,
-    step: str | None,
-    flow: str | None,
+    step: str | None = None,
+    flow: str | None = None,
+    cls: type[FlowSpec] | None = None,
     wait: bool,
     tags: Sequence[str],
     max_parallel: int | None,
     params: dict[str, Any],
     fresh: bool = False,
 ) -> RunHandle:
+    if cls is not None:
+        run, notes = session.run_class(cls, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
+        return _started(session, run, notes, wait)
     run, notes = session.run(step=step, flow=flow, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
     return _started(session, run, notes, wait)
 
@@ -163,6 +170,9 @@ def _wait_painting(session: Session, run: Run, painter: Painter | None = None) -
 
 def _run(session: Session, line: str) -> RunHandle:
     words = _split(line, "%flow run")
+    cls = session.flow_class(words[0] if words else None)
+    if cls is not None:
+        return _run_class(session, cls, line)
     flow_names = [w for i, w in enumerate(words) if i and words[i - 1] == "--flow"]
     defined = session.existing(flow_names[0] if flow_names else None)
     parser = _Parser("run")
@@ -186,6 +196,23 @@ def _run(session: Session, line: str) -> RunHandle:
         params=params,
         fresh=given.fresh,
     )
+
+
+def _run_class(session: Session, cls: type[FlowSpec], line: str) -> RunHandle:
+    from flowbook.spec import parameters
+
+    parser = _Parser("run")
+    parser.add_argument("cls")
+    parser.add_argument("--wait", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--tag", action="append", default=[])
+    parser.add_argument("--max-parallel", type=_positive)
+    names = [parameter.name for parameter in parameters.parameters_of(cls).values()]
+    for name in names:
+        parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), dest=f"param {name}", metavar="VALUE")
+    given = parser.parse(line)
+    params = {name: text for name in names if (text := getattr(given, f"param {name}")) is not None}
+    return start(session, cls=cls, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params, fresh=given.fresh)
 
 
 def _positive(text: str) -> int:

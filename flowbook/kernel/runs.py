@@ -165,6 +165,8 @@ class Runs:
         return run, self._show(defined, run, None if run is defined.last else run)
 
     def _show(self, flow: FlowDef, run: Run, at: Run | None) -> list[str]:
+        if any(step.method for step in run.spec.steps):
+            return []  # a class binds no names of the notebook
         flow.at = at
         flow.past = {step.name: step for step in run.spec.steps}
         return self._session.names.show(flow, run)

@@ -674,9 +674,11 @@ def _fans_out(node: Node, target: str) -> bool:
 # ---- what the cache counts as a step's code -----------------------------------------------------------------------------------
 
 
-def code_of(functions: Iterable[Function]) -> str:
-    """The text of functions in a form that comments and layout do not change."""
+def code_of(functions: Iterable[Function], *, plain: bool = False) -> str:
+    """The text of functions in a form that comments and layout do not change; `plain`: as Python."""
     trees = [tree for function in functions if (tree := definition(function)) is not None]
+    if plain:
+        return "\n".join(ast.unparse(_without_docstring(tree)) for tree in trees)
     return "\n".join(ast.dump(_without_docstring(tree)) for tree in trees)
 
 

@@ -7,6 +7,7 @@ repeats itself does so here, on the same instance, until its switch leads elsewh
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,7 @@ class MethodTask:
         from flowbook.spec import decorators
 
         function = getattr(type(self.flow), self.step.name)
-        arguments: tuple[Any, ...] = (self.inputs(),) if self.step.joins else ()
+        given = self.inputs() if self.step.joins else None
         body = function
         if self.step.options.checkpoint is not None:
             from flowbook.worker import loops
@@ -187,11 +188,12 @@ class MethodTask:
             body = loops.rewrite(function)
         wrappers = decorators.wrappers_of(function)
 
-        def call() -> Any:
-            return body(self.flow, *arguments)
+        def call() -> None:
+            with contextlib.ExitStack() as around:
+                for wrapper in wrappers:
+                    around.enter_context(wrapper.around(self.step.name, self.flow, given))
+                body(self.flow, *([given] if self.step.joins else []))
 
-        for wrapper in reversed(wrappers):
-            call = wrapper(self.step.name, self.flow, arguments[0] if arguments else None, call)
         return call
 
     def hand_over(self, transition: Transition) -> None:
@@ -342,7 +344,8 @@ def _counted(items: Iterable[Any], name: str) -> Iterator[Any]:
 def load(attempt: Attempt) -> MethodTask:
     """The program in main, and the task's instance. Raises what the program raises."""
     process.in_task = True
-    attempt.scope.captures([*attempt.step.captures])
+    attempt.scope.captures([*attempt.step.captures, *attempt.spec.setup_captures])
+    execute.run_setup(attempt.spec, attempt.main)
     if attempt.spec.program is not None:
         filename = attempt.spec.program
         attempt.main["__file__"] = filename
