@@ -510,13 +510,14 @@ def _last_steps(known: Record) -> list[str]:
     return ["end"] if "end" in names else names
 
 
-_SYSTEM = ("user:", "python_version:", "flowbook_version:", "origin:", "date:")
+_SYSTEM = ("user:", "python_version:", "flowbook_version:", "origin:", "date:", "project:", "project_branch:")
 
 
 def _system_tags(known: Record) -> frozenset[str]:
     spec = known.spec
     day = _time(spec.started_at)
-    values = (spec.user, spec.python, known.raw.get("flowbook"), spec.origin, day.strftime("%Y-%m-%d") if day else None)
+    project = (spec.project.get("project_name"), spec.project.get("branch_name"))
+    values = (spec.user, spec.python, known.raw.get("flowbook"), spec.origin, day.strftime("%Y-%m-%d") if day else None, *project)
     return frozenset(f"{prefix}{value}" for prefix, value in zip(_SYSTEM, values, strict=True) if value)
 
 

@@ -36,7 +36,7 @@ from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, fi
 from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
 from flowbook.errors import StoreError, StoreMissing, StoreTooNew
 from flowbook.spec.flow import Resources, Spec, Step, from_json, next_token
-from flowbook.store import layout
+from flowbook.store import glance, layout
 from flowbook.store.base import Store
 from flowbook.store.canon import entry_key
 
@@ -442,6 +442,9 @@ class Run:
     async def _leave_index(self, state: RunState) -> None:
         with contextlib.suppress(StoreError):  # the log says the same
             await asyncio.to_thread(cache.write_index, self.store, state)
+            spec, began = state.spec, state.started_at if state.spec.started_at is None else state.spec.started_at
+            row = glance.Row(state.ended, began, state.ended_at, spec.user, spec.tags)
+            await asyncio.to_thread(glance.record, self.store, self.flow, {self.run: row})
 
     def _land(self, task: Task) -> None:
         self._landed.append(task)
