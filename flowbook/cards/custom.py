@@ -14,7 +14,6 @@ group "flowbook.cards". `render` runs once, when the artifacts are saved; whatev
 
 from __future__ import annotations
 
-import difflib
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -39,7 +38,9 @@ class TaskView(Protocol):
     tags: tuple[str, ...]
     parameters: Mapping[str, Json]  # name → entry (docs/internals.md)
     artifacts: Mapping[str, Json]  # name → entry, of those that this task set
-    data: Any  # `task.data.score`
+
+    @property
+    def data(self) -> Any: ...  # `task.data.score`
 
     def __getitem__(self, name: str) -> Any: ...  # `task["score"].data`
 
@@ -159,6 +160,8 @@ def find(kind: str) -> type[Card] | None:
 
 def unknown(kind: str) -> Error:
     """What a card of a type that nobody defines shows."""
+    import difflib  # slow to import, and only for a mistake
+
     near = difflib.get_close_matches(kind, _types, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     why = f"There are {', '.join(sorted(_types))}.{hint} One's own type is a class: class Mine(flowbook.cards.Card) with type = {kind!r}."

@@ -7,14 +7,11 @@ Not a number of Python is lost in silence: whole numbers that a browser would ro
 from __future__ import annotations
 
 import datetime
-import decimal
 import enum
 import json
 import math
-import numbers
-import pathlib
+import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,7 +26,8 @@ JSON_BYTES = 2_000_000  # of one value as JSON, in characters
 CELL = 1_000  # characters
 EXACT = 2**53  # a browser keeps whole numbers up to here
 _LONG_NUMBER = re.compile(r"(?<![\d.])\d{16,}(?![\d.eE])")
-_AS_TEXT = (str, pathlib.PurePath, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
+_AS_TEXT = (str, os.PathLike, datetime.date, datetime.time, datetime.timedelta)
+_AS_TEXT_OF = ("decimal", "uuid", "fractions", "pandas")  # modules whose values are best read as their str
 
 
 class JsonText(str):
@@ -70,16 +68,18 @@ def scalar(value: object) -> object:
 
 def number(value: object) -> int | float | None:
     """A finite number, or None for everything else. A large whole number becomes a float, as a browser would read it."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     value = scalar(value)
-    if isinstance(value, (numbers.Real, decimal.Decimal)):
-        try:
-            if isinstance(value, int) and -EXACT <= value <= EXACT:
-                return int(value)
-            found = float(value)
-        except (OverflowError, ValueError, TypeError):
-            return None
-        return found if math.isfinite(found) else None
-    return None
+    if isinstance(value, int) and -EXACT <= value <= EXACT:
+        return int(value)
+    if not hasattr(type(value), "__float__"):
+        return None
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except Exception:  # too large, or of a user's class
+        return None
+    return found if math.isfinite(found) else None
 
 
 def cell(value: object) -> Json:
@@ -97,9 +97,15 @@ def cell(value: object) -> Json:
         return int(value) if -EXACT <= value <= EXACT else text(value, CELL)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, _AS_TEXT) or type(value).__module__.startswith("pandas."):
+    if _reads_well(value):
         return text(value, CELL)
     return preview.text(value, CELL)
+
+
+def _reads_well(value: object) -> bool:
+    if isinstance(value, _AS_TEXT):
+        return True
+    return type(value).__module__.partition(".")[0] in _AS_TEXT_OF and not hasattr(value, "__len__")
 
 
 def encode(value: object, limit: int = JSON_BYTES) -> JsonText:
@@ -159,7 +165,7 @@ class _Plain:
             return text(value, STRING)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else str(float(value)) if self._not_finite == "text" else None
-        if isinstance(value, (int, enum.Enum, *_AS_TEXT)):
+        if isinstance(value, (int, enum.Enum)) or _reads_well(value):
             return cell(value)
         try:
             return self._container(value, depth)

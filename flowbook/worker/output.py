@@ -85,9 +85,11 @@ class Frames:
 
     def send(self, frame: Mapping[str, Json]) -> bool:
         """Whether the frame was written."""
-        if self._fd is None:
-            return False
-        left = memoryview(json.dumps(frame, separators=(",", ":")).encode() + b"\n")
+        return self._fd is not None and self.send_line(json.dumps(frame, separators=(",", ":")).encode())
+
+    def send_line(self, line: bytes) -> bool:
+        """`send`, for a frame that is JSON already."""
+        left = memoryview(line + b"\n")
         with self._lock:
             try:
                 while left and self._fd is not None:
