@@ -83,7 +83,13 @@ def program_of(
     findings += _names(cls, graph, given)
     required = [attribute for attribute, parameter in given.items() if parameter.required]
     findings += decorators.class_findings(cls, required, [*given])
-    return Program(cls, graph, options, given, constants, tuple(dict.fromkeys(findings)), file)
+    return Program(cls, graph, options, given, constants, tuple(sorted(dict.fromkeys(findings), key=_line)), file)
+
+
+def _line(finding: Finding) -> int:
+    """What is of the flow as a whole comes first, then the findings in the order of the text."""
+    found = re.search(r"line (\d+)", finding.where)
+    return int(found[1]) if found else 0
 
 
 def constants_of(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import html
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -170,9 +171,14 @@ class Reader:
         return self._specs[flow, run]
 
     def load(self, entry: Mapping[str, Json], name: str = "value") -> Any:
-        return codec.load(self.store, entry, name=name, main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes)
+        token = _loading.set(self)
+        try:
+            return codec.load(self.store, entry, name=name, main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes)
+        finally:
+            _loading.reset(token)
 
 
+_loading: ContextVar[Reader | None] = ContextVar("_loading", default=None)  # references in what is being loaded read through it
 _reader: Reader | None = None  # one for the whole process: threads of a step body see it too
 
 
@@ -397,7 +403,7 @@ def loaded(task: TaskResult) -> dict[str, tuple[Mapping[str, Json], Any]]:
 def _task(place: tuple[Any, ...], failure: tuple[str, Json] | None) -> TaskResult:
     flow, run, step, index = place
     state, error = failure or ("succeeded", None)
-    return TaskResult(_reader, run, step, index, flow=flow, state=state, error=error)
+    return TaskResult(_loading.get() or _reader, run, step, index, flow=flow, state=state, error=error)
 
 
 class FlowInput:
@@ -495,7 +501,7 @@ class _Joined(Sequence[TaskResult]):
 
 
 def _joined(flow: str, step: str, join: Mapping[str, Json]) -> _Joined:
-    return _Joined(_reader, flow, step, join)
+    return _Joined(_loading.get() or _reader, flow, step, join)
 
 
 def _joined_task(reader: Reader | None, flow: str, step: str, join: Mapping[str, Json], index: layout.Index, last: str) -> TaskResult:

@@ -1,0 +1,130 @@
+"""FlowSpec classes in notebook cells: run, read, edit, resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.kernel.conftest import Notebook
+
+TRAIN = """
+from flowbook import FlowSpec, step, Parameter
+
+class TrainFlow(FlowSpec):
+    epochs = Parameter("epochs", default=2, help="rounds")
+
+    @step
+    def start(self):
+        self.rates = [0.1, 0.2]
+        self.next(self.train, foreach="rates")
+
+    @step
+    def train(self):
+        self.lr = self.input
+        self.score = scale(self.lr) * self.epochs
+        print("training", self.lr)
+        self.next(self.pick)
+
+    @step
+    def pick(self, inputs):
+        self.best = max(inputs, key=lambda x: x.score)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("best", self.best.lr)
+"""
+
+
+def test_a_class_in_a_cell_runs_with_functions_of_other_cells_and_parameters(book: Notebook) -> None:
+    book.ok("def scale(x):\n    return 10 * x")
+    book.ok(TRAIN)
+    cell = book.ok("run = %flow run TrainFlow --epochs 3 --wait")
+    assert "TrainFlow · run 1 · succeeded" in cell.text
+
+    assert book.value("run['best'].lr, run['best'].score, run['epochs']") == "(0.2, 6.0, 3)"
+    assert book.value("[t.score for t in run['train']]") == "[3.0, 6.0]"
+    assert "training 0.2" in book.ok("%flow logs train[1]").stdout
+
+
+def test_an_edited_method_or_function_runs_again_and_what_does_not_depend_on_it_is_cached(book: Notebook) -> None:
+    book.ok("def scale(x):\n    return 10 * x")
+    book.ok(TRAIN)
+    book.ok("%flow run TrainFlow --wait")
+    assert "2 of 2 cached" in book.ok("%flow run TrainFlow --wait").text
+    book.ok(TRAIN.replace('print("best", self.best.lr)', 'print("the best", self.best.lr)'))
+    text = book.ok("%flow run TrainFlow --wait").text
+    assert "2 of 2 cached" in text and "the best 0.2" in book.ok("%flow logs end").stdout
+    book.ok("def scale(x):\n    return 100 * x")
+    text = book.ok("run = %flow run TrainFlow --wait").text
+    assert "`scale` changed" in text and book.value("run['best'].score") == "40.0"
+
+
+def test_a_failed_class_is_resumed_after_its_mend(book: Notebook) -> None:
+    book.ok("def scale(x):\n    return 10 * x")
+    book.ok(TRAIN.replace('print("best", self.best.lr)', "1 / 0"))
+    said = book.fails("%flow run TrainFlow --wait")
+    assert "ZeroDivisionError" in said and "1 / 0" in said and "Cell In[3]" in said
+    book.ok(TRAIN)
+    text = book.ok("%flow resume --flow TrainFlow --wait").text
+    assert "2 of 2 cached" in text and "run 2" in text
+
+
+def test_the_python_twin_takes_the_class(book: Notebook) -> None:
+    book.ok("def scale(x):\n    return 10 * x")
+    book.ok(TRAIN)
+    book.ok("from flowbook import flow\nrun = flow.run(TrainFlow, epochs=1).wait()")
+
+    assert book.value("run['best'].score, run.params") == "(2.0, {'epochs': 1})"
+
+
+def test_a_class_with_mistakes_is_refused_with_all_of_them(book: Notebook) -> None:
+    book.ok("from flowbook import FlowSpec, step")
+    book.ok(
+        "class Wrong(FlowSpec):\n"
+        "    @step\n    def start(self):\n        self.next(self.ende)\n"
+        "    @step\n    def other(self):\n        self.next(self.end, foreach='xs', condition='x')\n"
+        "    @step\n    def end(self):\n        pass\n"
+    )
+    said = book.fails("%flow run Wrong")
+    assert "Cell In[3], line 4" in said and "Did you mean self.end?" in said and "condition= needs a dict" in said
+
+
+def test_wrong_parameters_are_refused_with_what_there_is(book: Notebook) -> None:
+    book.ok("scale = abs")
+    book.ok(TRAIN)
+    assert "--epochs" in book.fails("%flow run TrainFlow --epoch 3x")
+    assert "epochs" in book.fails("%flow run TrainFlow --epochs many")
+
+
+def test_a_new_kernel_attaches_to_a_run_of_a_class_and_resumes_it(tmp_path: Path) -> None:
+    first = Notebook(tmp_path)
+    try:
+        first.ok("%load_ext flowbook")
+        first.ok("def scale(x):\n    return 10 * x")
+        first.ok(TRAIN.replace('print("best", self.best.lr)', "1 / 0"))
+        first.fails("%flow run TrainFlow --wait")
+    finally:
+        first.close()
+    second = Notebook(tmp_path)
+    try:
+        second.ok("%load_ext flowbook")
+        assert "run 1" in second.ok("%flow attach --flow TrainFlow").text
+        assert "does not know" in second.fails("%flow resume --flow TrainFlow --wait")
+        second.ok("def scale(x):\n    return 10 * x")
+        second.ok(TRAIN)
+        assert "2 of 2 cached" in second.ok("%flow resume --flow TrainFlow --wait").text
+    finally:
+        second.close()
+
+
+def test_an_instance_of_a_cells_class_stays_one_as_an_artifact_of_a_flow(book: Notebook) -> None:
+    book.ok("class Model:\n    def __init__(self, w):\n        self.w = w")
+    book.ok(
+        "from flowbook import FlowSpec, step\n"
+        "class Fit(FlowSpec):\n"
+        "    @step\n    def start(self):\n        self.model = Model(3)\n        self.next(self.end)\n"
+        "    @step\n    def end(self):\n        assert isinstance(self.model, Model)\n        self.model.w += 1\n"
+    )
+    book.ok("run = %flow run Fit --wait")
+
+    assert book.value("isinstance(run['model'], Model), run['model'].w, run['start'].model.w") == "(True, 4, 3)"
