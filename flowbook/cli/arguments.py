@@ -181,7 +181,8 @@ def parse(command: Command, given: Given, cls: type | None) -> argparse.Namespac
         _add_parameter(group, option, parameter)
     parsed, unknown = parser.parse_known_args(given.rest)
     if unknown:
-        known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        listed = [action for action in parser._actions if action.help is not argparse.SUPPRESS]
+        known = [name for action in listed for name in [each for each in action.option_strings if each.startswith("--")][:1]]
         wrong = [_unknown(word, known) for word in unknown if word.startswith("-")]
         raise DefinitionError(*(wrong or [_too_much(unknown, parser.prog)]))
     parsed.params = {option: getattr(parsed, _dest(option)) for option in options if getattr(parsed, _dest(option)) is not None}

@@ -5,14 +5,13 @@ Only the module of the command that is given is imported.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
-
     from flowbook.cli.place import Place
 
     Act = Callable[[Place, argparse.Namespace], int]
@@ -41,7 +40,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-workers", type=_workers, metavar="N", help="most tasks at once; as many as the machine allows if not given")
     parser.add_argument("--run-id-file", metavar="FILE", help="write the run's id there as soon as it is known")
     for name in ("--max-num-splits", "--max-log-size", "--user-namespace"):
-        parser.add_argument(name, metavar="N", dest="ignored", help="of Metaflow; accepted, there is no such limit")
+        parser.add_argument(name, dest="ignored", help=argparse.SUPPRESS)  # Metaflow's; there is no such limit
 
 
 def _resume(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +50,7 @@ def _resume(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pylint", "--no-pylint", action="store_true", dest="ignored", help="of Metaflow; ignored")
+    parser.add_argument("--pylint", "--no-pylint", action="store_true", dest="ignored", help=argparse.SUPPRESS)  # Metaflow's
 
 
 def _graph(parser: argparse.ArgumentParser) -> None:

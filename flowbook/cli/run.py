@@ -33,7 +33,7 @@ from flowbook.store.base import Store
 from flowbook.store.tags import checked
 
 if TYPE_CHECKING:
-    from flowbook.spec.decorators import Mark
+    from flowbook.spec.marks import Mark
 
 TICK_S = 0.1
 CLUSTERS = ("kubernetes", "batch")  # decorators that ask for other machines than this one
@@ -61,7 +61,7 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
     from flowbook import build
 
     assert place.cls is not None
-    program = build.program_of(place.cls, with_marks=_marks(given.withs))
+    program = build.program_of(place.cls, with_marks=marks_of(given.withs))
     program.check()
     steps = [node.name for node in program.graph.nodes]
     for step in again:
@@ -107,7 +107,7 @@ def values(place: Place, given: Mapping[str, str], origin: Spec | None, user: st
     return {**parameters.resolve(asked, given, os.environ, user=user, say=lambda text: print(text, file=sys.stderr)), **kept}
 
 
-def _marks(withs: list[str]) -> list[Mark]:
+def marks_of(withs: list[str]) -> list[Mark]:
     """--with NAME:k=v as marks. Raises NotConfigured for a cluster, since none is set up here."""
     if not withs:
         return []
