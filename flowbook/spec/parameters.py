@@ -226,6 +226,7 @@ class Parameter:
     """
 
     is_option = True  # given as --NAME; a Config is not
+    arguments = tuple("default type help required show_default separator choices".split())
 
     def __init__(
         self,
@@ -309,15 +310,22 @@ class Parameter:
         """In words, for help and messages: ``a whole number``, ``one of a, b``."""
         if self.choices is not None:
             return "one of " + ", ".join(_word(choice) for choice in self.choices)
-        return self.kind.expected if self.kind else "?"
+        try:
+            return self.kind.expected if self.kind else "a value"
+        except DefinitionError:  # of a config that the default needs; a run says so
+            return "a value"
 
     @property
     def default_text(self) -> str | None:
         """The default as one would type it; None if there is none, or if it is not to be shown."""
         if self.default is None or not self.show_default:
             return None
-        default = self.default if callable(self.default) else evaluate(self.default)
-        return "set when the run starts" if callable(default) else shown(_word(default))
+        if callable(self.default) and not isinstance(self.default, ConfigExpression):
+            return "set when the run starts"
+        try:
+            return shown(_word(evaluate(self.default)))
+        except DefinitionError:  # of a config; a run says so
+            return repr(self.default)
 
     # ---- one value ----
 
@@ -369,11 +377,10 @@ class Parameter:
     def check(self) -> list[Finding]:
         """All that is wrong with the definition. No default function is called and no file read."""
         found = self._check_name()
-        options = "default type help required show_default separator choices".split()
         for word in self.unknown:
-            near = difflib.get_close_matches(word, options, 1)
+            near = difflib.get_close_matches(word, self.arguments, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            found.append(Finding(self.where, f"no argument {word!r}{hint}", f"Arguments: {', '.join(options)}."))
+            found.append(Finding(self.where, f"no argument {word!r}{hint}", f"Arguments: {', '.join(self.arguments)}."))
         if self.separator is not None and (not isinstance(self.separator, str) or not self.separator):
             return [*found, Finding(self.where, f"separator={self.separator!r} is not a text", "Give one like separator=','.")]
         return found + self._check_values()
@@ -517,8 +524,10 @@ class IncludeFile(Parameter):
     """A file whose content goes into the run: ``data = IncludeFile("data", default="rows.csv")``; given as ``--data other.csv``.
 
     The value is a text, bytes with ``is_text=False``, or what `parser` (a function or its dotted name) makes of that. A relative
-    path is one of the working folder; a default that is not there is looked for beside the flow's file.
+    path is one of the working folder; one that is not there is looked for beside the flow's file.
     """
+
+    arguments = tuple("default is_text encoding required help parser show_default".split())
 
     def __init__(
         self,
@@ -532,8 +541,8 @@ class IncludeFile(Parameter):
         show_default: bool = True,
         **unknown: Any,
     ) -> None:
-        super().__init__(name, default, Path, help, required, show_default, **unknown)
-        self.is_text, self.encoding, self.parser = is_text, encoding or "utf-8", parser
+        super().__init__(name, default, Path, help, required, show_default)
+        self.is_text, self.encoding, self.parser, self.unknown = is_text, encoding or "utf-8", parser, tuple(unknown)
 
     @property
     def expected(self) -> str:
@@ -622,7 +631,7 @@ class _Sources:
 
 
 _sources = _Sources()
-_configs: dict[str, Config] = {}  # name or attribute → the newest config of that name, for expressions outside of any class
+_configs: dict[str, ConfigParameter] = {}  # name or attribute → the newest config of that name, for expressions outside of any class
 
 
 def set_config_sources(files: Mapping[str, str] | None = None, values: Mapping[str, Any] | None = None) -> None:
@@ -689,18 +698,16 @@ class _Source:
     value: Any = None
 
 
-class Config(Parameter):
+class Config:
     """Settings of a flow in a file, known before the run starts, so that decorators can use them.
 
     ``config = Config("config", default="config.json")``; then ``@resources(gpu=config.gpu)``, and ``self.config.gpu`` in a step. The
     value is read-only. JSON, TOML by the file's ending, or what `parser` (a function or its dotted name) makes of the text; with
-    `plain` as the parser gives it, of any type. A key of the name of an attribute of this class is reached as ``config["name"]``.
+    `plain` as the parser gives it, of any type. All public attributes are keys of the value.
 
     It is taken from, in this order: ``--config NAME PATH`` or ``--config-value NAME JSON``, FLOWBOOK_CONFIG_<NAME> (a path) or
     FLOWBOOK_CONFIG_VALUE_<NAME> (the text), the file `default`, `default_value`. Else it is None.
     """
-
-    is_option = False
 
     def __init__(
         self,
@@ -714,8 +721,55 @@ class Config(Parameter):
         show_default: bool = True,
         **unknown: Any,
     ) -> None:
-        super().__init__(name, default, JSONType, help, required, show_default, **unknown)
-        self.default_value, self.parser, self.plain = default_value, parser, plain
+        self._parameter = ConfigParameter(name, default, default_value, help, required, parser, plain, show_default, tuple(unknown))
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self._parameter.__set_name__(owner, name)
+
+    def __get__(self, obj: Any, owner: Any = None) -> Any:
+        return self if obj is None else self._parameter.__get__(obj, owner)
+
+    def __set__(self, obj: Any, value: Any) -> None:
+        self._parameter.__set__(obj, value)
+
+    def __delete__(self, obj: Any) -> None:
+        self._parameter.__delete__(obj)
+
+    def __getattr__(self, name: str) -> ConfigExpression:
+        if name.startswith("_") or name == "is_step":
+            raise AttributeError(name)
+        return ConfigExpression(self._parameter.name, (("attribute", name),), self._parameter)
+
+    def __getitem__(self, key: Any) -> ConfigExpression:
+        return ConfigExpression(self._parameter.name, (("item", key),), self._parameter)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._parameter.value)
+
+    def __repr__(self) -> str:
+        return repr(self._parameter)
+
+
+class ConfigParameter(Parameter):
+    """What stands behind a Config: where its value is looked for, and how it is read."""
+
+    is_option = False
+    arguments = tuple("default default_value help required parser plain show_default".split())
+
+    def __init__(
+        self,
+        name: str,
+        default: Any,
+        default_value: Any,
+        help: str | None,
+        required: bool | None,
+        parser: Any,
+        plain: bool,
+        show_default: bool,
+        unknown: tuple[str, ...],
+    ) -> None:
+        super().__init__(name, default, JSONType, help, required, show_default)
+        self.default_value, self.parser, self.plain, self.unknown = default_value, parser, plain, unknown
         self._read: tuple[int, Any] | None = None  # in which count of the sources, and what
         _configs[name] = self
 
@@ -723,16 +777,8 @@ class Config(Parameter):
         super().__set_name__(owner, name)
         _configs[name] = self
 
-    def __getattr__(self, name: str) -> ConfigExpression:
-        if name.startswith("_") or name == "is_step":
-            raise AttributeError(name)
-        return ConfigExpression(self.name, (("attribute", name),), self)
-
-    def __getitem__(self, key: Any) -> ConfigExpression:
-        return ConfigExpression(self.name, (("item", key),), self)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.value)
+    def __repr__(self) -> str:
+        return f"<Config {self.name}>"
 
     @property
     def where(self) -> str:
@@ -871,7 +917,7 @@ class ConfigExpression:
     it is looked up at that moment.
     """
 
-    def __init__(self, text: str, path: tuple[tuple[str, Any], ...] = (), config: Config | None = None, names: Any = None) -> None:
+    def __init__(self, text: str, path: tuple[tuple[str, Any], ...] = (), config: ConfigParameter | None = None, names: Any = None) -> None:
         self._text, self._path, self._config = text, path, config
         self._names = names  # globals where the expression was written; they stay in this process
 
@@ -916,7 +962,7 @@ class ConfigExpression:
     def __reduce__(self) -> tuple[Any, ...]:
         return ConfigExpression, (self._text, self._path, self._config)
 
-    def _now(self, configs: Mapping[str, Config] | None = None) -> Any:
+    def _now(self, configs: Mapping[str, ConfigParameter] | None = None) -> Any:
         """The value. Raises DefinitionError that names the expression."""
         known = _configs if configs is None else {**_configs, **configs}
         try:
@@ -954,11 +1000,11 @@ def evaluate(value: Any, cls: type | None = None) -> Any:
     return _evaluated(value, configs)
 
 
-def _evaluated(value: Any, configs: Mapping[str, Config] | None) -> Any:
+def _evaluated(value: Any, configs: Mapping[str, ConfigParameter] | None) -> Any:
     if isinstance(value, ConfigExpression):
         return _thawed(value._now(configs))
     if isinstance(value, Config):
-        return _thawed(value.value)
+        return _thawed(value._parameter.value)
     if type(value) is dict:
         return {_evaluated(key, configs): _evaluated(item, configs) for key, item in value.items()}
     if type(value) in (list, tuple, set):
@@ -974,16 +1020,16 @@ def parameters_of(cls: type) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for base in reversed(cls.__mro__):
         for attribute, value in vars(base).items():
-            if isinstance(value, Parameter):
-                found[attribute] = value
+            if isinstance(value, Parameter | Config):
+                found[attribute] = value._parameter if isinstance(value, Config) else value
             else:
                 found.pop(attribute, None)  # a subclass has something else of that name
     return found
 
 
-def configs_of(cls: type) -> dict[str, Config]:
+def configs_of(cls: type) -> dict[str, ConfigParameter]:
     """Attribute → config."""
-    return {attribute: value for attribute, value in parameters_of(cls).items() if isinstance(value, Config)}
+    return {attribute: value for attribute, value in parameters_of(cls).items() if isinstance(value, ConfigParameter)}
 
 
 def check_parameters(cls: type) -> list[Finding]:
@@ -1029,7 +1075,7 @@ def resolve(
     context = ParameterContext(cls.__name__, user, "", say, configs={c.name: values[a] for a, c in configs_of(cls).items()})
     broken = {finding.where for finding in findings}
     for attribute, parameter in known.items():
-        if isinstance(parameter, Config) or parameter.where in broken:
+        if isinstance(parameter, ConfigParameter) or parameter.where in broken:
             continue
         values[attribute] = _or_findings(findings, _value_of, parameter, chosen.get(attribute, _NOT_GIVEN), environ or {}, context)
     if findings:
@@ -1078,7 +1124,7 @@ def _matched(cls: type, known: Mapping[str, Parameter], given: Mapping[str, Any]
             findings.append(Finding(cls.__name__, f"no parameter `{name}`{hint}", remedy))
         elif attribute in chosen:
             findings.append(Finding(known[attribute].where, f"it is given twice, also as `{name}`", "Give it once."))
-        elif isinstance(known[attribute], Config):
+        elif isinstance(known[attribute], ConfigParameter):
             _or_findings(findings, known[attribute].convert, value)
         else:
             chosen[attribute] = value
