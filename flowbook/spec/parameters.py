@@ -389,7 +389,7 @@ class Parameter:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             remedy = "Use letters, digits, - and _, a letter first: Parameter('alpha', …)."
             return [Finding(self.where, f"{self.name!r} is not a name", remedy)]
-        if _norm(self.name) in RESERVED:
+        if self.is_option and _norm(self.name) in RESERVED:
             remedy = f"Name it otherwise, e.g. Parameter('my_{_norm(self.name)}', …); the attribute's name may stay."
             return [Finding(self.where, f"{self.option} is an option of `run` itself", remedy)]
         return []
@@ -458,16 +458,16 @@ def _word(value: Any) -> str:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _located(path: str | os.PathLike[str], maker: str) -> Path:
+def _located(path: str | os.PathLike[str], maker: str, where: str) -> Path:
     """A path as given, relative to the working folder; one that is not there is also looked for beside the flow's file."""
+    if isinstance(path, str) and "://" in path:
+        raise DefinitionError(Finding(where, f"{shown(path)} is not a file of this machine", "Load it in a step, or download it first."))
     found = Path(path).expanduser()
     beside = Path(maker).parent / found
     return beside if not found.is_absolute() and not found.exists() and beside.exists() else found
 
 
 def _missing(where: str, path: Path, option: str) -> Finding:
-    if "://" in str(path):
-        return Finding(where, f"{path} is not a file of this machine", "Load it in a step, or download it first.")
     if path.is_dir():
         return Finding(where, f"{path} is a folder, not a file", f"Give a file: {option}.")
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -553,7 +553,7 @@ class IncludeFile(Parameter):
         path = super().convert(value, given_by)
         if path is None:
             return None
-        path = _located(path, self.file)
+        path = _located(value if isinstance(value, str) else path, self.file, self.where)
         data = _read(path, self.where, f"{self.option} PATH")
         content = _decoded(data, self.encoding, path, self.where) if self.is_text else data
         return content if self.parser is None else _parsed(self.parser, content, str(path), self.where)
@@ -879,7 +879,7 @@ class ConfigParameter(Parameter):
     def _file(self, path: Any, required: bool) -> _Source | None:
         if not isinstance(path, str | os.PathLike):
             raise DefinitionError(Finding(self.where, f"{shown(repr(path))} is no path", self._remedy()))
-        found = _located(path, self.file)
+        found = _located(path, self.file, self.where)
         if not required and not found.exists():
             return None
         data = _read(found, self.where, f"{self.option} PATH")
