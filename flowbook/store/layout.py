@@ -9,6 +9,9 @@
     flows/FLOW/RUN/STEP/TASK.COMMIT         created once: the result of a task
     flows/FLOW/RUN/STEP/TASK/K/output       what attempt K printed (bytes, stdout and stderr as they came)
     flows/FLOW/RUN/STEP/TASK/K/display.json rich output of attempt K
+    flows/FLOW/RUN/STEP/TASK/K/card-ID.json a card of attempt K, as it last was
+    flows/FLOW/RUN/STEP/TASK/checkpoints/000007.json    a checkpoint: what it holds, and where; created once
+    flows/FLOW/RUN/STEP/TASK/checkpoints/K/HASH         a piece of the checkpoints that attempt K made, by content
     index/FLOW/runs.json                    every ended run at a glance; can be made again, see glance.py
     index/FLOW/tags/RUN.000003              says that the tags of a run were changed, or are about to be
     probes/NAME/N                           objects with which `%flow doctor` tries the store, removed at once
@@ -106,6 +109,38 @@ def output(flow: str, run: str, step: str, index: Index, attempt: int, part: str
 
 def display(flow: str, run: str, step: str, index: Index, attempt: int, part: str = "body") -> str:
     return f"flows/{flow}/{run}/{step}/{task_key(index, part)}/{attempt}/display.json"
+
+
+def checkpoint_prefix(flow: str, run: str, step: str, index: Index) -> str:
+    return f"flows/{flow}/{run}/{step}/{task_key(index)}/checkpoints/"
+
+
+def checkpoint(flow: str, run: str, step: str, index: Index, number: int) -> str:
+    return f"{checkpoint_prefix(flow, run, step, index)}{number:06d}.json"
+
+
+def checkpoint_chunk(flow: str, run: str, step: str, index: Index, attempt: int, digest: str) -> str:
+    """Not among the blobs: there nothing younger than a day goes away, and a training would fill the disk meanwhile."""
+    return f"{checkpoint_prefix(flow, run, step, index)}{attempt}/{digest}"
+
+
+def card(flow: str, run: str, step: str, index: Index, attempt: int, id: str) -> str:
+    """A card by the name that `card_name` gives."""
+    return f"{card_prefix(flow, run, step, index, attempt)}{id}.json"
+
+
+def card_prefix(flow: str, run: str, step: str, index: Index, attempt: int) -> str:
+    """What the keys of all cards of an attempt begin with."""
+    return f"flows/{flow}/{run}/{step}/{task_key(index)}/{attempt}/card-"
+
+
+def card_name(id: str) -> str:
+    """A card's id as it stands in a key.
+
+    >>> card_name("loss curves/2")
+    'loss_curves_2'
+    """
+    return re.sub(r"[^A-Za-z0-9_-]", "_", id)[:64] or "card"
 
 
 def probe(name: str, number: int) -> str:
