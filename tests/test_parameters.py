@@ -747,6 +747,17 @@ def test_a_worker_is_told_of_values_and_not_of_what_the_file_itself_says() -> No
     assert config_environment(cls) == {"FLOWBOOK_CONFIG_VALUE_C": '{"n": 1}'}
 
 
+def test_a_long_config_is_told_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "long.json").write_text(json.dumps({"text": "x" * 200_000}))
+
+    assert config_environment(flow(config=Config("config", default="long.json"))) == {"FLOWBOOK_CONFIG_CONFIG": str(tmp_path / "long.json")}
+
+
+def test_required_means_that_whoever_starts_a_run_has_to_give_it() -> None:
+    assert [Parameter("a", required=True).required, Parameter("a", required=True, default=1).required] == [True, False]
+    assert parameters_of(flow(a=Config("a", required=True)))["a"].required is False
+
+
 # ---- pickles ---------------------------------------------------------------------------------------------------------
 
 

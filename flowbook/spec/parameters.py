@@ -42,6 +42,7 @@ RESERVED = frozenset(
     "config config_value help max_log_size max_num_splits max_workers namespace origin_run_id params run_id_file tag with".split()
 )
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+VARIABLE_BYTES = 100_000
 ENVIRONMENT = ("FLOWBOOK_PARAM_", "METAFLOW_RUN_")  # the first wins
 
 
@@ -244,7 +245,7 @@ class Parameter:
         self.default = default
         self.given_type = type
         self.help = help
-        self.required = bool(required)
+        self.required = bool(required) and default is None  # whoever starts a run has to give it
         self.show_default = show_default
         self.separator = separator
         self.choices = None if choices is None else tuple(choices)
@@ -696,6 +697,7 @@ class _Source:
     text: str | None = None
     suffix: str = ""
     value: Any = None
+    path: str = ""  # absolute, of a file
 
 
 class Config:
@@ -768,7 +770,8 @@ class ConfigParameter(Parameter):
         show_default: bool,
         unknown: tuple[str, ...],
     ) -> None:
-        super().__init__(name, default, JSONType, help, required, show_default)
+        super().__init__(name, default, JSONType, help, show_default=show_default)
+        self.needed = bool(required)  # not `required`: it is no option of a run
         self.default_value, self.parser, self.plain, self.unknown = default_value, parser, plain, unknown
         self._read: tuple[int, Any] | None = None  # in which count of the sources, and what
         _configs[name] = self
@@ -797,6 +800,10 @@ class ConfigParameter(Parameter):
         return f"FLOWBOOK_CONFIG_VALUE_{_norm(self.name).upper()}"
 
     @property
+    def path_variable(self) -> str:
+        return f"FLOWBOOK_CONFIG_{_norm(self.name).upper()}"
+
+    @property
     def value(self) -> Any:
         """The value, read once for each `set_config_sources`. Raises DefinitionError."""
         return self._current()
@@ -809,7 +816,7 @@ class ConfigParameter(Parameter):
     def _value(self) -> Any:
         source = self.source()
         if source is None:
-            if self.required:
+            if self.needed:
                 raise DefinitionError(Finding(self.where, "it is required, and nobody gives it", self._remedy()))
             return None
         value = source.value
@@ -862,11 +869,22 @@ class ConfigParameter(Parameter):
             return None
         return _Source("default_value", value) if isinstance(value, str) else _Source("default_value", value=value)
 
+    def told_to_others(self, source: _Source) -> dict[str, str]:
+        """Variables that give another process this source. A long text goes by its path: a variable holds 128 KiB at most."""
+        text = source.text
+        if text is None:
+            try:
+                text = json.dumps(source.value)
+            except (TypeError, ValueError):
+                return {}  # the default_value that the file of the flow itself gives: it is there again
+        if len(text.encode()) <= VARIABLE_BYTES:
+            return {self.variable: text}
+        return {self.path_variable: source.path} if source.path else {}
+
     def _from_environment(self) -> _Source | None:
-        word = _norm(self.name).upper()
         if (text := os.environ.get(self.variable)) is not None:
             return _Source(self.variable, text)
-        if path := os.environ.get(f"FLOWBOOK_CONFIG_{word}"):
+        if path := os.environ.get(self.path_variable):
             return self._file(path, required=True)
         for variable in ("METAFLOW_FLOW_CONFIG_VALUE", "METAFLOW_FLOW_CONFIG"):
             given = _object_or_nothing(os.environ.get(variable, "")).get(self.name)
@@ -883,7 +901,7 @@ class ConfigParameter(Parameter):
         if not required and not found.exists():
             return None
         data = _read(found, self.where, f"{self.option} PATH")
-        return _Source(str(found), _decoded(data, "utf-8", found, self.where), found.suffix.lower())
+        return _Source(str(found), _decoded(data, "utf-8", found, self.where), found.suffix.lower(), path=str(found.absolute()))
 
     def convert(self, value: Any, given_by: str | None = None) -> NoReturn:
         raise DefinitionError(Finding(self.where, "a config is known before the run's parameters are", self._remedy()))
@@ -1101,7 +1119,7 @@ def _value_of(parameter: Parameter, given: Any, environ: Mapping[str, str], cont
         variable = prefix + _norm(parameter.name).upper()
         if variable in environ:
             return parameter.parse(environ[variable], f"{variable}={shown(environ[variable])}")
-    if parameter.default is None and parameter.required:
+    if parameter.required:
         what = f"it is required, and nobody gives it ({parameter.expected})"
         variable = ENVIRONMENT[0] + _norm(parameter.name).upper()
         raise DefinitionError(Finding(parameter.where, what, f"Give {parameter.option} VALUE, or set {variable}."))
@@ -1148,16 +1166,9 @@ def config_environment(cls: type) -> dict[str, str]:
 
     Worker processes get them: a class body may need a config at once. Raises DefinitionError.
     """
-    found = {}
+    found: dict[str, str] = {}
     for config in configs_of(cls).values():
         source = config.source()
-        if source is None:
-            continue
-        if source.text is not None:
-            found[config.variable] = source.text
-            continue
-        try:
-            found[config.variable] = json.dumps(source.value)
-        except (TypeError, ValueError):
-            continue  # the default_value that the file itself gives: it will be there again
+        if source is not None:
+            found |= config.told_to_others(source)
     return found
