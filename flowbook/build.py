@@ -189,6 +189,7 @@ def spec_of(
         python=sys.version.split()[0],
         program=code.program,
         constants=constants,
+        compat=_resolves_metaflow(),
         project=_project(program.cls, user or user_name()),
     )
     return take_number(spec, store)
@@ -198,6 +199,12 @@ def _project(cls: type, user: str | None) -> dict[str, Any]:
     """What `current` tells of @project: nothing without one."""
     found = decorators.project_of(cls)
     return {} if found is None else found.told(cls.__name__, user or "nobody")
+
+
+def _resolves_metaflow() -> bool:
+    """Whether `import metaflow` means flowbook here, and so in the tasks, too."""
+    compat = sys.modules.get("flowbook.compat")
+    return compat is not None and bool(compat.installed())
 
 
 def user_name() -> str | None:

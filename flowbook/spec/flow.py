@@ -215,6 +215,7 @@ class Spec:
     program: str | None = None  # the file of a FlowSpec, a key of `sources`: each worker runs it as its __main__
     project: dict[str, Json] = field(default_factory=dict)  # of @project: project_name, branch_name, project_flow_name, is_production, …
     constants: dict[str, Json] = field(default_factory=dict)  # name → entry: public attributes of the FlowSpec class itself
+    compat: bool = False  # `import metaflow` means flowbook in this run's tasks
     version: int = 1
 
     def step(self, name: str) -> Step:

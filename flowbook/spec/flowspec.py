@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from flowbook.errors import FlowbookError
 
-RESERVED = frozenset("next name input index cmd inputs merge_artifacts foreach_stack script_name".split())
+MUTATORS = "__flowbook_mutators__"  # of a step's function: what is called with the class when that is made
+RESERVED = frozenset("next name input index cmd inputs merge_artifacts foreach_stack script_name".split())  # for steps
+WORDS = frozenset("next input index merge_artifacts foreach_stack".split())  # for artifacts
 
 
 class NextError(FlowbookError):
@@ -44,6 +46,9 @@ class Task(Protocol):
         """The value of an artifact that the method has not set. Raises AttributeError if no task before made it."""
 
     def parameter(self, attribute: str) -> Any: ...
+    def forget(self, name: str) -> None:
+        """An artifact was deleted: later steps do not have it."""
+
     def hand_over(self, transition: Transition) -> None: ...
     def merge(
         self,
@@ -70,6 +75,12 @@ class FlowSpec:
     """Base of a flow. `MyFlow()` at the end of a file is its command line."""
 
     _task: Task | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for function in [*vars(cls).values()]:
+            for apply in getattr(function, MUTATORS, ()) if isinstance(function, types.FunctionType) else ():
+                apply(cls)
 
     def __init__(self, use_cli: bool = True) -> None:
         if not use_cli or process.in_task:
@@ -184,10 +195,16 @@ class FlowSpec:
 
     def __setattr__(self, name: str, value: Any) -> None:
         found = getattr(type(self), name, None)
-        if name in RESERVED or isinstance(found, (types.FunctionType, property)):
+        if name in WORDS or isinstance(found, (types.FunctionType, property)):
             kind = "a method" if isinstance(found, types.FunctionType) else "a word"
             raise ReadOnly(f"self.{name} = …: {name!r} is {kind} of the flow. Give the artifact another name.")
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        getattr(self, name)  # raises for what is not there
+        if self._task is not None:
+            self._task.forget(name)
+        vars(self).pop(name, None)
 
     def __iter__(self) -> Iterable[Any]:
         raise TypeError(f"a {type(self).__name__} cannot be iterated; a join's `inputs` can")

@@ -8,6 +8,7 @@ repeats itself does so here, on the same instance, until its switch leads elsewh
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class MethodTask:
         self.merged: dict[str, Mapping[str, Json]] = {}
         self.handed: Transition | None = None
         self.undeclared: list[str] = []
+        self.deleted: set[str] = set()
         self._parameters: dict[str, Any] = {}
         self._stack: list[tuple[int, int, Any]] | None = None
         self.flow: FlowSpec = self._instance()
@@ -80,7 +82,6 @@ class MethodTask:
             )
         flow = cls.__new__(cls)
         object.__setattr__(flow, "_task", self)
-        object.__setattr__(flow, "name", self.step.name)
         return flow
 
     def preload(self) -> None:
@@ -91,7 +92,9 @@ class MethodTask:
 
     def artifact(self, name: str) -> Any:
         """See flowspec.Task. What is loaded becomes an attribute of the instance."""
-        entry = self._entry(name)
+        entry = None if name in self.deleted else self._entry(name)
+        if entry is None and name == "name":
+            return type(self.flow).__name__
         if entry is None:
             raise AttributeError(self._missing(name))
         value = self.reader.load_quietly(entry, name)
@@ -121,6 +124,8 @@ class MethodTask:
         return None
 
     def _missing(self, name: str) -> str:
+        if name in self.deleted:
+            return f"self.{name} was deleted."
         if self.step.joins:
             return (
                 f"self.{name} is not set: a join gets nothing from the steps before it unasked. Take it from them (inputs[0].{name}), "
@@ -128,7 +133,7 @@ class MethodTask:
             )
         before = self._before()
         names = self.reader.visible_names(self.spec.flow, self.spec.run, *before) if before else {}
-        known = sorted({*names, *vars(self.flow)} - {"_task", "name"})
+        known = sorted({*names, *vars(self.flow)} - {"_task"})
         import difflib  # slow to import, and only for a mistake
 
         near = difflib.get_close_matches(name, known, 1)
@@ -191,10 +196,30 @@ class MethodTask:
         def call() -> None:
             with contextlib.ExitStack() as around:
                 for wrapper in wrappers:
-                    around.enter_context(wrapper.around(self.step.name, self.flow, given))
+                    instead = around.enter_context(wrapper.around(self.step.name, self.flow, given))
+                    if instead is not None:
+                        self._run_instead(instead, given)
+                        return
                 body(self.flow, *([given] if self.step.joins else []))
 
         return call
+
+    def _run_instead(self, instead: Any, inputs: Inputs | None) -> None:
+        """What a wrapper yields: a function in place of the step, or a dict of options of self.next, and the step is skipped."""
+        said = instead(self.flow, *([inputs] if self.step.joins else [])) if callable(instead) else instead
+        known = self.step.next
+        if said is None or said is False or known is None:
+            return
+        options = dict(said) if isinstance(said, Mapping) else {}
+        if known.kind == "foreach" and "foreach" not in options:
+            options["foreach"] = known.name
+        if known.kind == "switch" or options.get("foreach", "") is None:
+            raise NextError(f"step {self.step.name} is skipped, but only its body can say where it goes on. Call flow.next in a function.")
+        self.flow.next(*(getattr(self.flow, name) for name in known.steps), **options)
+
+    def forget(self, name: str) -> None:
+        self.deleted.add(name)
+        self.merged.pop(name, None)
 
     def hand_over(self, transition: Transition) -> None:
         known = self.step.next
@@ -218,9 +243,9 @@ class MethodTask:
     def artifacts(self) -> tuple[dict[str, Json], dict[str, str]]:
         """The entries of what the method set or changed; and what cannot be saved, with the reason."""
         found: dict[str, Json] = dict(self.merged)
-        unsaved: dict[str, str] = {}
+        unsaved = {name: f"step {self.step.name} deleted it" for name in self.deleted if name not in vars(self.flow)}
         for name, value in vars(self.flow).items():
-            if name in ("_task", "name") or (name.startswith("__") and name.endswith("__")) or self._inherited(name, value):
+            if name == "_task" or (name.startswith("__") and name.endswith("__")) or self._inherited(name, value):
                 continue
             try:
                 found[name] = codec.entry(self.store, name, value, main=self.attempt.main, keys=self.attempt.scope.key_of)
@@ -344,6 +369,8 @@ def _counted(items: Iterable[Any], name: str) -> Iterator[Any]:
 def load(attempt: Attempt) -> MethodTask:
     """The program in main, and the task's instance. Raises what the program raises."""
     process.in_task = True
+    if attempt.spec.compat:
+        importlib.import_module("flowbook.compat").install()  # a door: this room knows no more of it than that
     attempt.scope.captures([*attempt.step.captures, *attempt.spec.setup_captures])
     execute.run_setup(attempt.spec, attempt.main)
     if attempt.spec.program is not None:
