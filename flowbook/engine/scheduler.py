@@ -641,7 +641,7 @@ class Run:
 
     def _on_frame(self, live: Live, frame: Frame) -> None:
         live.take(frame)
-        if frame["f"] == "display":
+        if frame["f"] in ("display", "card"):
             self._say_hint(self._hint(live, {**frame, "say": "frame"}))
 
     def _show_output(self, live: Live) -> None:

@@ -31,6 +31,7 @@ Key = tuple[str, str]  # flow, run
 
 LINE_LIMIT = 64_000_000  # bytes of one message; an environment is far smaller
 HINT_BYTES = 4_000_000  # hints that wait for one client
+LATEST = 5_000  # latest states that wait for one client
 OUTPUT_S = 0.2  # between two looks at what running attempts printed
 ALONE_S = 2.0  # without run and client before the process ends
 FIRST_CLIENT_S = 30.0  # the same, before the first client came
@@ -65,16 +66,19 @@ class Client:
     writer: asyncio.StreamWriter
     followed: dict[Key, Followed] = field(default_factory=dict)
     hints: deque[Hint] = field(default_factory=deque)
-    outputs: dict[tuple[Any, ...], bytes] = field(default_factory=dict)  # what attempts printed: only the latest state is sent
+    outputs: dict[tuple[Any, ...], bytes] = field(default_factory=dict)  # what attempts printed, and cards: only the latest state is sent
     hint_bytes: int = 0
     awake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hint(self, key: Key, message: Mapping[str, Json]) -> None:
         after = len(self.followed[key].batches) if key in self.followed else 0
         line = json.dumps(message).encode() + b"\n"
-        if message["say"] == "output":
-            attempt = (key, message["step"], tuple(message["index"]), message["part"], message["attempt"])
+        card = str(message.get("id")) if message.get("f") == "card" else None
+        if message["say"] == "output" or card is not None:
+            attempt = (key, message["step"], tuple(message["index"]), message["part"], message["attempt"], card)
             if attempt not in self.outputs:
+                if card is not None and len(self.outputs) >= LATEST:
+                    return  # a worker that makes up ids without end
                 self.hints.append(Hint(key, after, None, attempt))
             self.outputs[attempt] = line
         elif message["say"] == "trouble" or self.hint_bytes + len(line) <= HINT_BYTES:
