@@ -42,6 +42,7 @@ LIBRARIES = {
     "platformdirs": {"settings"},
     "rich": {"cli"},
     "nh3": {"cards", "kernel"},
+    "markdown_it": {"cards"},
     "numpy": {"store", "worker", "kernel"},
     "pandas": {"store", "worker", "kernel"},
     "matplotlib": {"worker", "kernel"},
@@ -176,9 +177,10 @@ def test_what_is_imported_is_declared_as_a_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[<>=!~\[ ;]", line)[0].lower() for line in project["dependencies"]}
     optional = {"numpy", "pandas", "matplotlib"}  # used only where a value or the user brings them
+    distributions = {"markdown_it": "markdown-it-py"}  # whose name is not that of their module
     used = {each.target.split(".")[0].lower() for each in imports()} - {name.lower() for name in sys.stdlib_module_names} - {"flowbook"}
 
-    assert used - optional - {"traitlets"} <= declared  # traitlets: IPython's own
+    assert {distributions.get(name, name) for name in used} - optional - {"traitlets"} <= declared  # traitlets: IPython's own
 
 
 @pytest.mark.parametrize("module", ["flowbook", "flowbook.settings", "flowbook.spec.flow", "flowbook.spec.options"])
