@@ -15,7 +15,7 @@ from flowbook.errors import DefinitionError
 from flowbook.store import layout
 from flowbook.store.files import FilesStore
 from flowbook.store.memory import MemoryStore
-from flowbook.store.package import DATA_BYTES, listing, local_modules, package_above, program_modules
+from flowbook.store.package import DATA_BYTES, contents, listing, local_modules, package_above, program_modules
 
 Tree = Callable[[dict[str, str]], Path]
 
@@ -196,6 +196,16 @@ def test_equal_code_has_equal_blobs_and_a_change_shows(tree: Tree) -> None:
     (folder / "lib.py").write_text("x = 2")
 
     assert first == again != program_modules(folder / "flow.py", MemoryStore())["lib"]["blob"]
+
+
+def test_a_change_of_data_shows_in_what_a_key_is_made_of(tree: Tree) -> None:
+    folder = tree({"flow.py": "import lib", "lib/__init__.py": "", "lib/a.json": "1"})
+    first, again = (contents(program_modules(folder / "flow.py", MemoryStore())) for _ in range(2))
+    (folder / "lib/a.json").write_text("2")
+    changed = contents(program_modules(folder / "flow.py", MemoryStore()))
+
+    assert first == again and len(first) == 2
+    assert (set(first) - set(changed)).pop().startswith("lib/a.json ")
 
 
 def test_modules_that_a_run_knows_already_are_left_out(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,13 @@ def listing(modules: Mapping[str, Any]) -> list[tuple[str, int]]:
     return sorted(found)
 
 
+def contents(modules: Mapping[str, Any]) -> list[str]:
+    """A line for each file, code and data, that changes if and only if the file's name or content does: what a key is made of."""
+    lines = [f"{name} {info['blob']}" for name, info in modules.items()]
+    lines += [f"{name}/{path} {data['blob']}" for name, info in modules.items() for path, data in info.get("data", {}).items()]
+    return sorted(lines)
+
+
 def _imports_relatively(source: bytes) -> bool:
     try:
         tree = ast.parse(source)
