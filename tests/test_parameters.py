@@ -790,3 +790,42 @@ def test_the_public_names_of_the_package_are_these() -> None:
 
     for name in ("Config", "IncludeFile", "JSONType", "Parameter", "config_expr"):
         assert getattr(flowbook, name) is getattr(parameters, name)
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = ROOT / "docs" / "parameters.md"
+BLOCK = re.compile(
+    r"(?:^`(?P<file>[\w./]+)`:\n\n)?(?:^<!-- exits (?P<code>\d) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+def test_the_page_is_true(tmp_path: Path) -> None:
+    """Files are written and commands run, in the order of the page; each line below a command is in what it prints."""
+    environ = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "FLOWBOOK_STORE": str(tmp_path / "store"),
+        "PYTHONPATH": str(ROOT),
+    }
+    printed, commands = "", 0
+    for block in BLOCK.finditer(PAGE.read_text()):
+        if block["file"]:
+            file = tmp_path / block["file"]
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(block["text"])
+        elif block["kind"] == "sh":
+            ran = subprocess.run(["bash", "-c", block["text"]], cwd=tmp_path, env=environ, capture_output=True, text=True)
+            printed, commands = ran.stdout + ran.stderr, commands + 1
+            assert ran.returncode == int(block["code"] or 0), f"{block['text']}\n{printed}"
+        else:
+            assert block["kind"] == "text", block["kind"]
+            assert [line for line in block["text"].splitlines() if line.strip() not in printed] == [], printed
+    assert commands == PAGE.read_text().count("```sh") > 5
+
+
+def test_the_page_names_every_type_and_every_reserved_name() -> None:
+    text = PAGE.read_text()
+
+    assert [name for name in parameters.RESERVED if f"`{name.replace('_', '-')}`" not in text] == []
+    assert [kind.__name__ for kind in parameters.KINDS if kind.__name__ not in text] == []
