@@ -304,6 +304,9 @@ class Flow(Object):
             if row.state != DELETED and (row.damaged or place.is_visible(row.user, _Tags(self, run, row), within)):
                 yield run, row
 
+    def __iter__(self) -> Iterator[Run]:
+        return self.runs()
+
     def _ids(self) -> list[str]:
         return [run.id for run in self.runs()]
 
@@ -447,8 +450,7 @@ class Run(Object):
         return Data(found, repr(self))
 
     def _ids(self) -> list[str]:
-        begun = {task.task.step for task in self._record.state.tasks.values() if task.task.part == "body" and record._begun(task)}
-        return [step.name for step in self._record.spec.steps if step.name in begun]
+        return self._record.begun()
 
     def _child(self, name: str) -> Step:
         known = self._ids()
@@ -591,13 +593,31 @@ class Step(Object):
         """What is known of where it ran: Python, user, notebook or file, the packages that were imported."""
         return _environment(self._record)
 
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks())
+
+    def __len__(self) -> int:
+        return len(self._record.tasks(self.id))
+
+    def __contains__(self, name: object) -> bool:
+        return _task_index(str(name), self._spec) is not None and Task._at(self._store, (*self._parts, str(name)))._is_there()
+
     def _ids(self) -> list[str]:
         return [layout.task_key(found.task.index) for found in self._record.tasks(self.id)]
 
     def _child(self, name: str) -> Task:
-        if name in self._ids():
+        if name in self:
             return Task._at(self._store, (*self._parts, name), self._attempt)
         raise place.not_found("task", name, self._ids(), f"in {self!r}")
+
+
+def _task_index(name: str, step: StepSpec) -> layout.Index | None:
+    """The index that a task's name stands for, None if it is no name of a task of this step."""
+    parts = name.split(".")
+    if not all(part.isdecimal() for part in parts):
+        return None
+    index = tuple(map(int, parts)) if step.scope else ()
+    return index if layout.task_key(index) == name and len(index) == len(step.scope) else None
 
 
 def _environment(known: Record) -> dict[str, Json]:
@@ -647,16 +667,22 @@ class Task(Object):
 
     @property
     def _index(self) -> layout.Index:
-        """In a fan-out ``0`` is its first item, outside of one nothing."""
+        """In a fan-out ``0`` is its first item, outside of one nothing. Raises NotFound."""
         spec = self._record.steps.get(self._parts[2])
-        return tuple(map(int, self._parts[3].split("."))) if spec is not None and spec.scope else ()
+        index = _task_index(self._parts[3], spec) if spec is not None else None
+        if index is None:
+            raise NotFound(f"there is no {self!r}")
+        return index
+
+    def _is_there(self) -> bool:
+        return self._record.task(self._parts[2], self._index) is not None
 
     @property
     def _known(self) -> TaskState:
         """Raises NotFound for a task that was not begun, or is gone."""
         try:
             found = self._record.task(self._parts[2], self._index)
-        except (StoreMissing, ValueError):
+        except StoreMissing:
             found = None
         if found is None:
             raise NotFound(f"there is no {self!r}; it may have been removed")
@@ -817,6 +843,9 @@ class Task(Object):
             return {}
         entries = self._record.entries(self._parts[2], self._index)
         return {name: Artifact._of(self, (*self._parts, name), entry) for name, entry in entries.items()}
+
+    def __iter__(self) -> Iterator[Artifact]:
+        return iter(self.artifacts)
 
     def _ids(self) -> list[str]:
         return [name for name in self._artifacts() if not name.startswith("_")]

@@ -34,6 +34,7 @@ class Record:
         self.store, self.flow, self.run = store, flow, run
         self._folded: RunState | None = None
         self._read: str = ""  # the last key of the log that was folded
+        self._by_step: dict[str, list[TaskState]] | None = None
         self._lock = threading.RLock()
 
     # ---- the spec -----------------------------------------------------------------------------------------------------------
@@ -104,8 +105,24 @@ class Record:
 
     def tasks(self, step: str) -> list[TaskState]:
         """The tasks of a step that were begun, in the order of the items."""
-        found = [found for task, found in self.state.tasks.items() if task.step == step and task.part == "body" and _begun(found)]
-        return sorted(found, key=lambda each: each.task.index)
+        return self._grouped().get(step, [])
+
+    def begun(self) -> list[str]:
+        """The steps of which a task was begun, in the order of the flow."""
+        found = self._grouped()
+        return [step.name for step in self.spec.steps if step.name in found]
+
+    def _grouped(self) -> dict[str, list[TaskState]]:
+        state = self.state
+        if self._by_step is not None:
+            return self._by_step
+        found: dict[str, list[TaskState]] = {}
+        for task, each in state.tasks.items():
+            if task.part == "body" and _begun(each):
+                found.setdefault(task.step, []).append(each)
+        found = {name: sorted(tasks, key=lambda each: each.task.index) for name, tasks in found.items()}
+        self._by_step = found if state.ended is not None else None  # an open run has more of them soon
+        return found
 
     # ---- what tasks made ----------------------------------------------------------------------------------------------------
 
@@ -154,6 +171,9 @@ class Record:
         """The tasks of a step in the same items as the task `index` of another, as far as both are in the same fan-outs."""
         scopes = zip(self.steps[wanted].scope, self.steps[step].scope, strict=False)
         shared = next((n for n, (one, other) in enumerate(scopes) if one != other), min(len(self.steps[wanted].scope), len(index)))
+        if shared == len(self.steps[wanted].scope):
+            one = self.task(wanted, index[:shared])
+            return iter([one] if one is not None else [])
         return (found for found in self.tasks(wanted) if found.task.index[:shared] == index[:shared])
 
     def _hands_over(self, found: TaskState, step: str) -> bool:
