@@ -245,3 +245,45 @@ def test_a_worker_imports_the_code_from_the_store_and_finds_data_where_it_is(tre
     )
 
     assert ran.stdout == "then {} {}\n", ran.stderr
+
+
+# ---- flows inside packages run ---------------------------------------------------------------------------------------
+
+FLOW = """
+from flowbook import FlowSpec, step
+{line}
+
+
+class T(FlowSpec):
+    @step
+    def start(self):
+        print(f"read {{x}} in {{__package__}}")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+if __name__ == "__main__":
+    T()
+"""
+
+
+@pytest.mark.parametrize("line", ["from ..lib import x", "from mypkg.lib import x"])
+@pytest.mark.parametrize(
+    "words", [["mypkg.flows.train", "run"], ["flowbook", "run", "mypkg/flows/train.py"]], ids=["python -m", "flowbook run"]
+)
+def test_a_flow_inside_a_package_runs_with_what_is_above_it(tree: Tree, tmp_path: Path, line: str, words: list[str]) -> None:
+    files = {
+        "mypkg/__init__.py": "",
+        "mypkg/lib.py": "x = 'lib'",
+        "mypkg/flows/__init__.py": "",
+        "mypkg/flows/train.py": FLOW.format(line=line),
+    }
+    environ = {**os.environ, "FLOWBOOK_STORE": str(tmp_path / "store"), "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+    ran = subprocess.run([sys.executable, "-m", *words], cwd=tree(files), env=environ, capture_output=True, text=True)
+
+    assert ran.returncode == 0, ran.stderr
+    assert "read lib in mypkg.flows\n" in ran.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flowbook.cli.text import meant
 from flowbook.errors import DefinitionError, Finding, FlowbookError
+from flowbook.store.package import package_above
 
 OURS = str(Path(__file__).resolve().parent.parent) + "/"
 
@@ -99,13 +100,16 @@ def _compiled(path: Path) -> types.CodeType:
 
 
 def _as_main(path: Path, argv: Sequence[str]) -> types.ModuleType:
+    top, package = package_above(path.resolve())
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=str(path), __builtins__=__builtins__, __cached__=None)
+    main.__dict__.update(__file__=str(path), __builtins__=__builtins__, __cached__=None, __package__=package or None)
     sys.modules["__main__"] = main
     sys.argv[:] = [str(path), *argv]
     if sys.path and sys.path[0] in ("", str(Path.cwd())) and not sys.flags.safe_path:  # of python -m flowbook
         sys.path.pop(0)
     sys.path.insert(0, str(path.resolve().parent))
+    if package and str(top) not in sys.path:
+        sys.path.append(str(top))  # so a file inside a package imports from it, by name or relatively
     return main
 
 

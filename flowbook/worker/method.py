@@ -376,6 +376,7 @@ def load(attempt: Attempt) -> MethodTask:
     if attempt.spec.program is not None:
         filename = attempt.spec.program
         attempt.main["__file__"] = filename
+        attempt.main["__package__"] = modules.package_of(filename, attempt.spec.modules)
         sys.argv[:] = [filename]
         execute.run_program(attempt.spec.sources[filename]["source"], filename, attempt.main)
     task = MethodTask(attempt)

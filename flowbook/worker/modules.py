@@ -63,6 +63,13 @@ def serve(modules: Mapping[str, Any], store: Store) -> None:
         sys.meta_path.insert(0, _StoredFinder(modules, store))
 
 
+def package_of(file: str, modules: Mapping[str, Any]) -> str | None:
+    """The package in which the file of a flow stands, if it is one of Spec.modules: its relative imports need it."""
+    real = os.path.realpath(file)
+    name = next((name for name, info in modules.items() if info["file"] == real), "")
+    return name.rpartition(".")[0] or None
+
+
 # ---- telling of imports ----------------------------------------------------------------------------------------------
 
 
