@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import cloudpickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +51,7 @@ from flowbook.spec.flow import Card, Checkpoint, Options, Resources, Retry, from
 from flowbook.spec.flowspec import FlowSpec
 from flowbook.spec.marks import Mark
 from flowbook.spec.parameters import Config, config_expr
+from flowbook.spec.schedules import Schedule, starts_of
 
 
 def marked(*found: Any) -> Any:
@@ -456,6 +458,19 @@ def test_a_config_may_give_an_argument() -> None:
     assert options_of(DemoFlow.train, "train", cls=DemoFlow) == Options(resources=Resources(4), env=(("A", "x"),))
 
 
+def test_a_config_may_give_an_argument_of_a_class() -> None:
+    @schedule(cron=config_expr("config.cron"), timezone=config_expr("config.zone"))
+    class DemoFlow(FlowSpec):
+        config = Config("config", default_value={"cron": "0 6 * * 1", "zone": "Europe/Berlin"})
+
+    @schedule(cron=config_expr("config.nothing"))
+    class OtherFlow(DemoFlow): ...
+
+    assert class_findings(DemoFlow) == [] and starts_of(DemoFlow).schedule == Schedule("0 6 * * 1", "Europe/Berlin")
+    assert [finding.what.split(":")[:2] for finding in class_findings(OtherFlow)] == [["@schedule", " cron"]]
+    assert starts_of(OtherFlow).schedule is None
+
+
 # ---- doors ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -516,6 +531,8 @@ def test_loops_outside_a_task_only_iterate() -> None:
 def test_decorators_pickle_by_name() -> None:
     for each in (card, checkpoint, retry, step):
         assert pickle.loads(pickle.dumps(each)) is each
+    own = cloudpickle.loads(cloudpickle.dumps(noted))
+    assert [wrapper.name for wrapper in wrappers_of(marked(own(tag="a")))] == ["noted"]
 
 
 # ---- one's own --------------------------------------------------------------------------------------------------------------------

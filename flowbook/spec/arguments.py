@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowbook.errors import DefinitionError, Finding
-from flowbook.spec import schedules
 from flowbook.spec.flow import Card, Checkpoint, Options, Resources, Retry
 from flowbook.spec.flowspec import RESERVED
 from flowbook.spec.marks import Mark, class_marks, own_marks
@@ -258,6 +257,7 @@ DECORATORS: dict[str, Known] = {
     "trigger_on_finish": Known(dict.fromkeys(("flow", "flows", "options"), _anything), repeatable=True, of_class=True),
 }
 LATER = ("kubernetes", "pypi", "conda")  # kept in Options.extra: heeded where pods are not local
+_STARTS = ("schedule", "trigger", "trigger_on_finish")
 _HIDDEN = ("vars", "sources")  # arguments whose values are not repeated in a message
 
 
@@ -529,6 +529,10 @@ def class_findings(cls: type, required: Iterable[str] = (), parameters: Iterable
             if mark.name == "project" and "name" not in given and "name" not in mark.arguments:
                 wrong.append(Refused("@project: the name is missing", 'write @project(name="my_project")'))
     found = [Finding(cls.__name__, each.what, each.remedy) for each in wrong]
+    if not any(mark.name in _STARTS for mark in class_marks(cls)):
+        return found  # most flows are started by people only, and need not load what reads cron
+    from flowbook.spec import schedules
+
     return found + schedules.findings(cls, required, parameters)
 
 

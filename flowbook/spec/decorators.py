@@ -47,10 +47,13 @@ def _leave(mark: Mark, target: Any) -> None:
 
 
 class Decorator:
-    """One decorator. Arguments are kept as given; whether they are right is found when the flow is checked."""
+    """One decorator. Arguments are kept as given; whether they are right is found when the flow is checked.
 
-    def __init__(self, name: str, doc: str, of_class: bool = False) -> None:
-        self._name, self._of_class = name, of_class
+    `function` is that of a decorator of the user's own.
+    """
+
+    def __init__(self, name: str, doc: str, of_class: bool = False, function: Callable[..., Iterator[Any]] | None = None) -> None:
+        self._name, self._of_class, self._function = name, of_class, function
         self.__name__ = self.__qualname__ = name
         self.__doc__ = doc
 
@@ -60,14 +63,12 @@ class Decorator:
     def __call__(self, *values: Any, **arguments: Any) -> Callable[[T], T]: ...
     def __call__(self, *values: Any, **arguments: Any) -> Any:
         if len(values) == 1 and not arguments and self._decorates(values[0]):
-            _leave(Mark(self._name), values[0])
-            return values[0]
+            return self._mark(values[0], {}, ())
+        return lambda target: self._mark(target, arguments, values)
 
-        def decorate(target: T) -> T:
-            _leave(Mark(self._name, arguments, values), target)
-            return target
-
-        return decorate
+    def _mark(self, target: Any, arguments: Mapping[str, Any], values: tuple[Any, ...]) -> Any:
+        _leave(Mark(self._name, arguments, values, self._function), target)
+        return target
 
     def _decorates(self, value: Any) -> bool:
         """Whether a single value is what stands below, and not an argument: an exception class is one, for instance."""
@@ -78,24 +79,19 @@ class Decorator:
     def __repr__(self) -> str:
         return f"<decorator {self._name}>"
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> Any:
         return self._name  # pickled by name: a function that mentions it brings no copy along
 
 
 class _Step(Decorator):
-    def __call__(self, *values: Any, **arguments: Any) -> Any:
-        if len(values) == 1 and not arguments and self._decorates(values[0]):
-            return self._make(values[0], {}, ())
-        return lambda target: self._make(target, arguments, values)
-
-    def _make(self, target: Any, arguments: Mapping[str, Any], values: tuple[Any, ...]) -> Any:
+    def _mark(self, target: Any, arguments: Mapping[str, Any], values: tuple[Any, ...]) -> Any:
         known = {name: arguments[name] for name in ("start", "end") if isinstance(arguments.get(name), bool)}
         if values or len(known) < len(arguments) or isinstance(target, type):
-            _leave(Mark("step", arguments, values), target)  # said with all else that is wrong
+            super()._mark(target, arguments, values)  # said with all else that is wrong
         try:
             target.is_step, target.__flowbook_step__ = True, StepMark(**known)
         except AttributeError:
-            _leave(Mark("step"), target)
+            super()._mark(target, arguments, values)
         return target
 
 
@@ -294,20 +290,10 @@ def user_step_decorator(function: Callable[..., Iterator[Any]]) -> Decorator:
 
 class _OwnDecorator(Decorator):
     def __init__(self, function: Callable[..., Iterator[Any]]) -> None:
-        super().__init__(function.__name__, function.__doc__ or "")
-        self._function = function
-        self.__module__ = function.__module__
+        super().__init__(function.__name__, function.__doc__ or "", function=function)
 
-    def __call__(self, *values: Any, **arguments: Any) -> Any:
-        if len(values) == 1 and not arguments and self._decorates(values[0]):
-            _leave(Mark(self._name, function=self._function), values[0])
-            return values[0]
-
-        def decorate(target: T) -> T:
-            _leave(Mark(self._name, arguments, values, self._function), target)
-            return target
-
-        return decorate
+    def __reduce__(self) -> Any:
+        return user_step_decorator, (self._function,)
 
 
 def wrappers_of(function: Any) -> list[Wrapper]:
