@@ -248,7 +248,8 @@ class FilesStore:
             except FileNotFoundError:
                 continue  # another process removes it, too
             except OSError as error:
-                raise _write_error(path, error) from error
+                if error.errno != errno.ENOTEMPTY:  # else an engine that has just ended this run still wrote into it
+                    raise _write_error(path, error) from error
 
     def local_dir(self) -> Path:
         self._prepare()
