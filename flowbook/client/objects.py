@@ -247,7 +247,9 @@ class Flow(Object):
         known = list(self._store.names("flows"))
         if name not in known:
             raise place.not_found("flow", name, known, "in this store")
-        if place.get_namespace() is not None and next(self.runs(), None) is None:
+        if next(self._chosen(place.get_namespace()), None) is None:
+            if next(self._chosen(None), None) is None:
+                raise NotFound(f"there is no run of {name} any more")
             raise NamespaceMismatch(f"no run of {name} is in the namespace {place.get_namespace()!r}. namespace(None) shows all runs.")
 
     @property
@@ -267,7 +269,7 @@ class Flow(Object):
     @property
     def created_at(self) -> datetime | None:
         """When its oldest run began."""
-        times = [row.started_at for _, row in self._rows() if row.started_at is not None]
+        times = [row.started_at for _, row in self._rows(place.get_namespace()) if row.started_at is not None]
         return _time(min(times, default=None))
 
     @property
@@ -285,11 +287,18 @@ class Flow(Object):
         """
         _check_state(state)
         first, last = _seconds(since, "since"), _seconds(until, "until")
-        return self._chosen(tags.checked(wanted), state, first, last)
+        return self._chosen(place.get_namespace(), tags.checked(wanted), state, first, last)
 
-    def _chosen(self, wanted: Sequence[str], state: str | None, first: float | None, last: float | None) -> Iterator[Run]:
+    def _chosen(
+        self,
+        within: str | None,
+        wanted: Sequence[str] = (),
+        state: str | None = None,
+        first: float | None = None,
+        last: float | None = None,
+    ) -> Iterator[Run]:
         filtered = bool(wanted) or not (state is None and first is None and last is None)
-        for run, row in self._rows():
+        for run, row in self._rows(within):
             if row.damaged and filtered:
                 warnings.warn(f"run {run} of {self.id} is left out: {row.damaged}", stacklevel=3)
                 continue
@@ -297,9 +306,8 @@ class Flow(Object):
             if _fits(found, row, wanted, state, first, last) and self._store.exists(layout.spec(self.id, run)):
                 yield found
 
-    def _rows(self) -> Iterator[tuple[str, Row]]:
-        """The runs in the namespace."""
-        within = place.get_namespace()
+    def _rows(self, within: str | None) -> Iterator[tuple[str, Row]]:
+        """The runs in a namespace."""
         for run, row in self._glance:
             if row.state != DELETED and (row.damaged or place.is_visible(row.user, _Tags(self, run, row), within)):
                 yield run, row
