@@ -7,7 +7,6 @@ import inspect
 import json
 import sys
 import tempfile
-import webbrowser
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -303,6 +302,8 @@ def card(place: Place, given: argparse.Namespace) -> int:
     file.write_text(page, encoding="utf-8")
     print(file)
     if given.action == "view" and sys.stdout.isatty():
+        import webbrowser  # slow to import
+
         webbrowser.open(file.as_uri())
     return SUCCEEDED
 

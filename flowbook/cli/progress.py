@@ -31,6 +31,7 @@ CHUNK = 1_000_000  # bytes of output read at once
 LINE_LIMIT = 10_000  # characters; a longer line is shown in pieces
 MOST_FAILURES = 5  # told one by one, of one step; so are retries and warnings
 PAINT_S = 0.2
+PATIENCE_S = 0.7  # a run that is over sooner needs no table
 MOST_ROWS = 15  # of the live table; a run of more steps shows those that run
 OPEN = ("waiting", "ready", "launched", "backoff")
 
@@ -239,7 +240,7 @@ class Terminal(Screen):
     def __init__(self, spec: Spec, stream: TextIO, quiet: bool = False) -> None:
         super().__init__(spec, stream, quiet)
         self._live: Live | None = None
-        self._painted = 0.0
+        self._painted = time.monotonic() + PATIENCE_S
 
     def tick(self, state: RunState) -> None:
         now = time.monotonic()

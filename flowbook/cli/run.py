@@ -82,6 +82,10 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
     )
     if given.run_id_file:
         Path(given.run_id_file).write_text(spec.run)
+    if given.runner_attribute_file:  # of flowbook.Runner, which waits for it: whole or not at all
+        told = Path(given.runner_attribute_file)
+        told.with_suffix(".part").write_text(json.dumps({"flow_name": spec.flow, "run_id": spec.run, "store": place.store.describe()}))
+        told.with_suffix(".part").replace(told)
     screen = screen_for(spec, quiet=given.quiet)
     driver = Driver(place.store, spec, screen)
     begun = time.monotonic()
@@ -126,7 +130,7 @@ def marks_of(withs: list[str]) -> list[Mark]:
 def _told(place: Place, driver: Driver, ended: str | None, seconds: float) -> int:
     """Say how the run ended, and what to do next. Gives the exit code."""
     spec, screen = driver.spec, driver.screen
-    resume = place.spell("resume", *(["--origin-run-id", spec.run] if driver.signal else []))
+    resume = place.spell("resume")
     screen.finish(ended or "failed", seconds)
     sys.stdout.flush()
     if ended == "succeeded":
@@ -150,6 +154,7 @@ class Driver:
         self.store, self.spec, self.screen = store, spec, screen
         self.run: Run | None = None
         self.signal: int = 0  # the first that came
+        self._at_once = False
         self._told = 0  # batches of events that the screen has seen
 
     async def drive(self) -> str | None:
@@ -177,6 +182,9 @@ class Driver:
             self.run.show_output()
             if self.run.state is not None:
                 self.screen.tick(self.run.state)
+            for live in self.run.live.values() if self._at_once else ():
+                if live.pod is not None:
+                    live.pod.cancel()  # the first asks an attempt to end, the next one ends it
 
     def _hear(self, hint: dict[str, object]) -> None:
         assert self.run is not None
@@ -192,12 +200,13 @@ class Driver:
     def _on_signal(self, number: int) -> None:
         assert self.run is not None
         if self.signal:
-            self.screen.say("ending the tasks at once")
+            self.screen.say("the tasks are ended at once")
             self.run.stop()
+            self._at_once = True
             return
         self.signal = number
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        self.screen.say(f"{name}: the run is stopped; its tasks get some seconds to end. Once more: at once")
+        self.screen.say(f"{name}: the run is being stopped, and its tasks get some seconds to end; once more ends them at once")
         request = json.dumps({"ask": "stop", "step": None, "index": None}).encode()
         with contextlib.suppress(Exception):  # a store that refuses: the second signal needs none
             self.store.create(layout.request(self.spec.flow, self.spec.run, f"stop-{time.time_ns()}"), request)
