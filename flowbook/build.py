@@ -51,6 +51,10 @@ class Program:
     def name(self) -> str:
         return self.cls.__name__
 
+    def steps(self) -> tuple[Step, ...]:
+        """The steps as a spec would have them, without keys: for looking at."""
+        return classgraph.link(self.graph, self.options, method=self.name)
+
     def check(self) -> None:
         """Raises DefinitionError with all findings."""
         if self.findings:
@@ -75,7 +79,7 @@ def program_of(
     options: dict[str, Options] = {}
     for node in graph.nodes:
         try:
-            options[node.name] = decorators.options_of(node.function, node.where, with_marks)
+            options[node.name] = decorators.options_of(node.function, node.where, with_marks, cls)
         except DefinitionError as error:
             findings += error.findings
             options[node.name] = Options()
@@ -333,7 +337,7 @@ class _FileParts:
         self._bindings: dict[str, list[str]] = {}
         self._names: dict[str, set[str]] = {}
         self._always: list[str] = []
-        content = sorted(f"{name} {info['blob']}" for name, info in modules.items())
+        content = package.contents(modules)
         self._modules = canon.short_hash("\n".join(content)) if content else ""
         for statement in ast.parse(source).body:
             self._take(statement)
