@@ -202,7 +202,7 @@ def spec_of(
 def _project(cls: type, user: str | None) -> dict[str, Any]:
     """What `current` tells of @project: nothing without one."""
     found = decorators.project_of(cls)
-    return {} if found is None else found.told(cls.__name__, user or "nobody")
+    return {} if found is None else dict(found.current(cls.__name__, user or "nobody"))
 
 
 def _resolves_metaflow() -> bool:

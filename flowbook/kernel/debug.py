@@ -18,14 +18,17 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flowbook.engine.events import Task
 from flowbook.errors import DefinitionError, Finding
 from flowbook.kernel.names import Placeholder, StepHandle
-from flowbook.spec.flow import Spec, Step, task_name
+from flowbook.spec.flow import Spec, Step, is_token, task_name
 from flowbook.store import compare, preview
+from flowbook.store.base import Store
 from flowbook.worker import current, execute, modules
+from flowbook.worker.attempt import Findings
 from flowbook.worker.scope import Scope
 
 if TYPE_CHECKING:
@@ -41,8 +44,10 @@ def debug(session: Session, run: Run, step: str | None = None, index: tuple[int,
     session.names.give_back()
     session.names.see_mine()
     with session.engine.changed:  # the run may go on meanwhile
-        here = Here(session, run, choose(run, step, index))
-    space, before = session.shell.user_ns, dict(session.shell.user_ns)
+        task = choose(run, step, index)
+        kind = Here if run.spec.step(task.step).method is None else HereMethod
+        here = kind(session, run, task)
+    before = dict(session.shell.user_ns)
     try:
         with here.as_in_task():
             here.load()
@@ -50,7 +55,7 @@ def debug(session: Session, run: Run, step: str | None = None, index: tuple[int,
             here.execute()
     finally:
         session.names.lend(before)
-    made = sorted(name for name in here.code.binds if name in space and not name.startswith("_"))
+    made = here.made()
     print(f"{here.name} ran through" + (f"; it bound {', '.join(made)}" if made else ""))
 
 
@@ -243,6 +248,72 @@ class Here:
         from IPython.display import display
 
         run_cell(self.code, self._space, display)
+
+    def made(self) -> list[str]:
+        """The public names that the body bound."""
+        return sorted(name for name in self.code.binds if name in self._space and not name.startswith("_"))
+
+
+class HereMethod(Here):
+    """A task whose body is a method: an instance of the kernel's class, which loads what the method reads. Nothing of it is kept."""
+
+    def _compiled(self) -> execute.Code:
+        return execute.Code(None, None)
+
+    @property
+    def _changed(self) -> bool:
+        return False
+
+    def load(self) -> None:
+        from flowbook.worker.method import MethodTask
+
+        cls = self._session.flow_class(self.step.method)
+        if cls is None:
+            raise _refusal(f"the class {self.step.method} is not defined in this kernel", "Run the cell that defines it.")
+        if self._item:
+            self._value = self._scope.item(self._item)
+            self._set_current()
+        modules.seed_generators(current.current.seed)
+        order = {"inputs": self._inputs, "joins": self._joins}
+        found = Findings()
+        self._method = MethodTask(
+            Stand(self.step, self.spec, self._session.store, self._scope, order, self._space, self._task.index, found)
+        )
+        self._method.preload()
+
+    def told(self) -> str:
+        before = [task_name(where["step"], tuple(where["index"])) for name, where in self._inputs.items() if is_token(name)]
+        after = f"after {', '.join(before)}" if before else f"joins {', '.join(self._joins)}" if self._joins else "the first step"
+        item = f"; self.input = {preview.text(self._value, 60)}" if self._item else ""
+        return f"{self.name} of run {self._run.id}: {after}{item}"
+
+    def execute(self) -> None:
+        __tracebackhide__ = True
+        try:
+            self._method.run()
+        except BaseException as error:
+            inner, code = error.__traceback__, getattr(type(self._method.flow), self.step.name).__code__
+            while inner is not None and inner.tb_frame.f_code is not code:
+                inner = inner.tb_next
+            error.__traceback__ = inner or error.__traceback__
+            raise
+
+    def made(self) -> list[str]:
+        return sorted(f"self.{name}" for name in vars(self._method.flow) if name not in self._method.loaded and not name.startswith("_"))
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What a MethodTask asks of an attempt, in the kernel."""
+
+    step: Step
+    spec: Spec
+    store: Store
+    scope: Scope
+    order: dict[str, Any]
+    main: dict[str, Any]
+    index: tuple[int, ...]
+    found: Findings
 
 
 def _generators() -> list[tuple[Any, Any]]:

@@ -117,6 +117,9 @@ def show_at(session: Session, run_id: str | None, flow: str | None) -> RunHandle
     run, notes = session.runs.at(run_id, flow)
     for note in notes:
         print(note, file=sys.stderr)
+    if any(step.method for step in run.spec.steps):
+        print(f"run {run.id} of the class {run.spec.flow}: read it as flow['{run.id}'], or with flowbook.client; a class binds no names")
+        return RunHandle(session, run)
     made = sorted({n for s in run.spec.steps if not s.scope for n in s.saves} | {s.name for s in run.spec.steps})
     until = "" if session.flow(flow).at is None else "; `%flow at` alone goes back to the newest run"
     print(f"names of run {run.id} ({run.view.ended or 'running'}): {', '.join(made)}{until}")
@@ -385,6 +388,9 @@ def _show(session: Session, line: str) -> None:
     parser.add_argument("step", nargs="?")
     parser.add_argument("--flow")
     given = parser.parse(line)
+    if (cls := session.flow_class(given.step or given.flow)) is not None:
+        _show_class(session, cls)
+        return
     defined = session.existing(given.flow)
     if given.step is None:
         print(f"flow {defined.name}\n{graph.graph_text(session.link(defined).steps)}")
@@ -414,11 +420,30 @@ def _show(session: Session, line: str) -> None:
         print(f"! {note}")
 
 
+def _show_class(session: Session, cls: type[FlowSpec]) -> None:
+    from flowbook.spec import schedules
+
+    program = session.program_of(cls)
+    print(f"flow {program.name}\n{graph.graph_text(program.steps())}")
+    for parameter in program.parameters.values():
+        print(f"parameter --{parameter.name}" + (f"  {parameter.help}" if parameter.help else ""))
+    for told in schedules.describe(cls):
+        print(told)
+
+
 def _check(session: Session, line: str) -> None:
     parser = _Parser("check")
+    parser.add_argument("cls", nargs="?")
     parser.add_argument("--serial", action="store_true")
     parser.add_argument("--flow")
     given = parser.parse(line)
+    if (cls := session.flow_class(given.cls or given.flow)) is not None:
+        print(f"flow {cls.__name__}: {len(session.program_of(cls).graph.nodes)} steps, no error")
+        return
+    if given.cls is not None:
+        raise DefinitionError(
+            Finding("%flow check", f"{given.cls!r} is no FlowSpec class of this notebook", "Run the cell that defines it.")
+        )
     defined = session.existing(given.flow)
     linked = session.checked(defined)
     _, _, notes = session.spec_of(defined, linked=linked)
@@ -473,10 +498,16 @@ def _check_serial(session: Session, flow: str | None) -> None:
 
 def _graph(session: Session, line: str) -> None:
     parser = _Parser("graph")
+    parser.add_argument("cls", nargs="?")
     parser.add_argument("--flow")
     given = parser.parse(line)
-    defined = session.existing(given.flow)
-    steps = session.link(defined).steps
+    cls = session.flow_class(given.cls or given.flow)
+    if given.cls is not None and cls is None:
+        raise DefinitionError(
+            Finding("%flow graph", f"{given.cls!r} is no FlowSpec class of this notebook", "Run the cell that defines it.")
+        )
+    defined = session.flow(cls.__name__) if cls is not None else session.existing(given.flow)
+    steps = session.program_of(cls).steps() if cls is not None else session.link(defined).steps
     states = None
     if defined.last is not None:
         from flowbook.kernel.display import row_state, rows
@@ -555,6 +586,18 @@ def _doctor(session: Session, line: str) -> None:
     doctor(session, verify=given.verify)
 
 
+def _export(session: Session, line: str) -> None:
+    parser = _Parser("export")
+    parser.add_argument("file")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--class", dest="class_name")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    from flowbook.kernel.exporting import export
+
+    print("\n".join(export(session, given.file, flow=given.flow, class_name=given.class_name, check=given.check)))
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "%flow run [STEP] [--fresh] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
@@ -574,6 +617,11 @@ COMMANDS: dict[str, Command] = {
     "check": Command("%flow check [--serial] [--flow F]", "what is wrong; --serial runs the cells plainly too and compares", _check),
     "graph": Command("%flow graph [--flow F]", "draw the flow", _graph),
     "artifacts": Command("%flow artifacts [RUN] [--flow F]", "what a run made, with sizes", _artifacts),
+    "export": Command(
+        "%flow export FILE.py [--check] [--class NAME] [--flow F]",
+        "write the class that is the same flow; --check: is FILE.py still that?",
+        _export,
+    ),
     "drop": Command("%flow drop STEP [--flow F]", "forget a step", _drop),
     "defaults": Command("%flow defaults [OPTIONS]", "options for all steps that do not set them", _defaults),
     "gc": Command("%flow gc [--dry-run] [--keep N] [--all-flows] [--flow F]", "remove old runs and what only they used", _gc),

@@ -684,6 +684,14 @@ class Session:
         module = sys.modules.get("flowbook.spec.flowspec")
         return found if module is not None and isinstance(found, type) and issubclass(found, module.FlowSpec) else None
 
+    def program_of(self, cls: type[FlowSpec]) -> build.Program:
+        """The class, read; raises DefinitionError with all that is wrong."""
+        from flowbook import build
+
+        program = build.program_of(cls, label=lambda filename: self.code_label(filename) or Path(filename).name)
+        program.check()
+        return program
+
     def run_class(
         self,
         cls: type[FlowSpec],
@@ -699,8 +707,7 @@ class Session:
         from flowbook.spec import parameters
 
         self.engine.check_process()
-        program = build.program_of(cls, label=lambda filename: self.code_label(filename) or Path(filename).name)
-        program.check()
+        program = self.program_of(cls)
         values = parameters.resolve(cls, params or {})
         life = (origin.spec.life if origin else "") or self.life
         code, warnings = self._code_of_class(program, values, tuple(tags), life)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from flowbook.errors import Finding
 from flowbook.spec.body import BUILTINS, VISIBLE_KINDS, Body, read_body
-from flowbook.spec.flow import Input, Options, Step
+from flowbook.spec.flow import Input, Options, Step, is_token
 
 Scope = tuple[str, ...]
 
@@ -713,14 +713,20 @@ def _same_value(one: _Read, other: _Read) -> bool:
 
 
 def edges(steps: Iterable[Step]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(from, to, names read), in the order of the steps; an edge of --join or --after alone carries no names."""
+    """(from, to, names read), in the order of the steps; an edge of --join or --after alone carries no names.
+
+    Methods of a FlowSpec follow each other as their `self.next` says, whatever they read.
+    """
     found: dict[tuple[str, str], dict[str, None]] = {}
     known = list(steps)
     names = {step.name for step in known}
     for step in known:
         for read in (*step.plan_inputs, *step.inputs):
             for maker in read.makers:
-                found.setdefault((maker, step.name), {})[read.name] = None
+                if is_token(read.name):
+                    found.setdefault((maker, step.name), {})
+                elif step.method is None:
+                    found.setdefault((maker, step.name), {})[read.name] = None
         for name in (*step.options.join, *step.options.after):
             found.setdefault((name, step.name), {})
     return [(src, dst, tuple(labels)) for (src, dst), labels in found.items() if src in names]
@@ -764,7 +770,7 @@ def graph_text(steps: Sequence[Step]) -> str:
         for src, dst, labels in incoming:
             if dst == step.name:
                 how = [*(["join"] if src in step.options.join else []), *(["after"] if src in step.options.after else []), *labels]
-                sources.append(f"{src} ({', '.join(how)})")
+                sources.append(f"{src} ({', '.join(how)})" if how else src)
         said = [part for part in (_note(step), f"← {', '.join(sources)}" if sources else "") if part]
         lines.append(f"{names[step.name].ljust(width)}  {'  '.join(said)}".rstrip())
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flowbook.errors import ArtifactError, NotPicklable
 from flowbook.spec.flow import Next, Step, is_token
@@ -21,7 +21,10 @@ from flowbook.worker import execute, modules
 from flowbook.worker.scope import Bound
 
 if TYPE_CHECKING:
-    from flowbook.worker.attempt import Attempt
+    from flowbook.spec.flow import Spec
+    from flowbook.store.base import Store
+    from flowbook.worker.attempt import Attempt, Findings
+    from flowbook.worker.scope import Scope
 
 Json = Any
 Place = tuple[str, str, layout.Index]  # run, step, index
@@ -52,10 +55,31 @@ class Inputs(Sequence[results.FlowInput]):
         return f"<inputs: {len(self)} tasks of {', '.join(self._branches)}>"
 
 
+class Around(Protocol):
+    """What a MethodTask needs to know of the attempt that it is part of."""
+
+    @property
+    def step(self) -> Step: ...
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def order(self) -> Mapping[str, Json]: ...
+    @property
+    def main(self) -> dict[str, Any]: ...
+    @property
+    def index(self) -> layout.Index: ...
+    @property
+    def found(self) -> Findings: ...
+
+
 class MethodTask:
     """The `_task` of a FlowSpec instance. Errors of the method pass through; see Attempt for what becomes of them."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Around) -> None:
         self.attempt, self.step, self.spec, self.store = attempt, attempt.step, attempt.spec, attempt.store
         self.reader = attempt.scope.reader
         self.order = attempt.order

@@ -128,3 +128,26 @@ def test_an_instance_of_a_cells_class_stays_one_as_an_artifact_of_a_flow(book: N
     book.ok("run = %flow run Fit --wait")
 
     assert book.value("isinstance(run['model'], Model), run['model'].w, run['start'].model.w") == "(True, 4, 3)"
+
+
+def test_check_show_and_graph_take_the_name_of_a_class(book: Notebook) -> None:
+    book.ok("scale = abs")
+    book.ok(TRAIN)
+    assert book.ok("%flow check TrainFlow").stdout == "flow TrainFlow: 4 steps, no error\n"
+    shown = book.ok("%flow show TrainFlow").stdout
+    assert "pick" in shown and "join" in shown and "parameter --epochs  rounds" in shown and "next:" not in shown
+    assert "next:" not in book.ok("%flow graph TrainFlow").text
+    assert "no FlowSpec class" in book.fails("%flow graph Nothing") and "no FlowSpec class" in book.fails("%flow check Nothing")
+
+
+def test_a_failed_method_is_debugged_in_the_kernel_with_its_own_inputs(book: Notebook) -> None:
+    book.ok("def scale(x):\n    return 1 / (x - 0.2)")
+    book.ok(TRAIN)
+    book.fails("%flow run TrainFlow --wait")
+    said = book.run("%flow debug")
+    assert "train[1] of run 1: after start; self.input = 0.2" in said.stdout
+    assert "ZeroDivisionError" in said.error and "self.score = scale(self.lr)" in said.error and "flowbook/kernel" not in said.error
+    book.ok("def scale(x):\n    return x")
+    assert "it bound self.lr, self.score" in book.ok("%flow debug train[1]").stdout
+    book.ok("%flow resume --flow TrainFlow --wait")
+    assert "pick of run 2: joins train" in book.ok("%flow debug pick").stdout
