@@ -432,7 +432,7 @@ class Attempt:
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def _cell(self) -> None:
-        code = execute.compile_cell(self.step.source, self.step.filename)
+        code = execute.compile_cell(self.step.source, self.step.filename, self.step.options.checkpoint is not None)
         self.shown_names = code.binds
         execute.run_code(code, self.main, self.display.value)
 

@@ -67,11 +67,18 @@ class Code:
 
 
 @functools.lru_cache(maxsize=64)  # a fork server compiles a body once for all its tasks
-def compile_cell(source: str, filename: str) -> Code:
-    """Compile a cell as notebooks do: `await` is allowed at the top level, a last expression without `;` is shown. Raises SyntaxError."""
+def compile_cell(source: str, filename: str, checkpoints: bool = False) -> Code:
+    """Compile a cell as notebooks do: `await` is allowed at the top level, a last expression without `;` is shown. Raises SyntaxError.
+
+    With `checkpoints` loops that call `save_checkpoint()` can be gone on with after a failure (loops.py).
+    """
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     tree = compile(source, filename, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
     assert isinstance(tree, ast.Module)
+    if checkpoints:
+        from flowbook.worker import loops
+
+        loops.rewrite_cell(tree, filename)
     last = tree.body.pop() if tree.body and _shown(tree.body[-1], source) else None
     first = compile(tree, filename, "exec", flags, dont_inherit=True) if tree.body else None
     if last is None:

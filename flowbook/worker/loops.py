@@ -78,14 +78,10 @@ def rewrite(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def rewrite_cell(source: str, filename: str) -> ast.Module:
-    """The tree of a cell, its loops rewritten. Raises SyntaxError as `compile` does."""
-    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST
-    tree = compile(source, filename, "exec", flags, dont_inherit=True)
-    assert isinstance(tree, ast.Module)
+def rewrite_cell(tree: ast.Module, filename: str) -> None:
+    """The same for the loops at the top level of a cell, in its tree itself."""
     if any(_targets(tree.body)):
         _rewrite_body(tree, filename, ())
-    return tree
 
 
 # ---- finding -------------------------------------------------------------------------------------------------------------
