@@ -9,7 +9,8 @@ starts nothing, and writes nothing but tags, the index of a flow, and, with `Run
 
 from __future__ import annotations
 
-from flowbook.client.objects import Artifact, Artifacts, Data, Flow, Metadata, Metaflow, Run, Step, Task
+from flowbook.client.named import Artifacts, Data
+from flowbook.client.objects import Artifact, Flow, Metadata, Metaflow, Run, Step, Task
 from flowbook.client.place import (
     NamespaceMismatch,
     NotFound,

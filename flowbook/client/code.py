@@ -45,8 +45,9 @@ class Code:
         spec = self._record.spec
         if spec.program is not None:
             return str(spec.sources.get(spec.program, {}).get("source", ""))
-        steps = [step for step in spec.steps if self._step in (None, step.name)]
-        return "\n\n".join(str(spec.sources.get(step.filename, {}).get("source", step.source)).strip("\n") for step in steps)
+        steps = {step.filename: step for step in reversed(spec.steps) if self._step in (None, step.name)}  # methods share one cell
+        texts = [str(spec.sources.get(name, {}).get("source", step.source)) for name, step in reversed(steps.items())]
+        return "\n\n".join(text.strip("\n") for text in texts)
 
     @property
     def modules(self) -> list[str]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from flowbook.client import place, times
 from flowbook.errors import FlowbookError
 
 if TYPE_CHECKING:
@@ -43,9 +44,18 @@ def _metaflow(found: Any) -> str:
 
 
 def _flow(found: Flow) -> str:
-    runs = list(islice(found.runs(), ROWS + 1))
-    rows = [(run.id, run.state, _when(run.created_at), _took(run), ", ".join(sorted(run.user_tags))) for run in runs[:ROWS]]
-    more = "<p>… and older ones</p>" if len(runs) > ROWS else ""
+    shown = list(islice(found._rows(place.get_namespace()), ROWS + 1))
+    rows = [
+        (
+            run,
+            "damaged" if row.damaged else row.state or "running",
+            _when(times.local(row.started_at)),
+            f"{row.ended_at - row.started_at:.1f} s" if row.ended_at is not None and row.started_at is not None else "",
+            ", ".join(sorted(row.tags)),
+        )
+        for run, row in shown[:ROWS]
+    ]
+    more = "<p>… and older ones</p>" if len(shown) > ROWS else ""
     return _table(("run", "state", "began", "took", "tags"), rows) + more
 
 

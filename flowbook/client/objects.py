@@ -17,24 +17,23 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime, timedelta
-from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, overload
+from datetime import datetime
+from typing import Any, ClassVar, NamedTuple, Self
 
-from flowbook.client import code, html, place, record, remove
+from flowbook.client import code, html, place, record, remove, times
+from flowbook.client.named import Artifacts, Children, Data
 from flowbook.client.place import NamespaceMismatch, NotFound
 from flowbook.client.record import DELETED, Record
 from flowbook.client.values import load as load_value
 from flowbook.engine.state import TaskState
 from flowbook.errors import DefinitionError, Finding, StoreMissing
 from flowbook.spec.flow import Step as StepSpec
-from flowbook.store import layout, tags
+from flowbook.store import glance, layout, tags
 from flowbook.store.base import Store, open_store
 from flowbook.store.glance import Glance, Row
-from flowbook.store.results import NoArtifact, TaskError
+from flowbook.store.results import TaskError
 
 Json = Any
-When = datetime | date | timedelta | float | str
-STATES = ("running", "succeeded", "failed", "stopped")
 _FORMS = ("FLOW", "RUN", "STEP", "TASK", "ARTIFACT")
 
 
@@ -112,8 +111,8 @@ class Object:
 
     @property
     def system_tags(self) -> frozenset[str]:
-        """``user:…``, ``python_version:…``, ``flowbook_version:…``, ``origin:RUN``, ``date:…``, as far as known. They never change."""
-        return _system_tags(self._record) if self._depth >= 2 else frozenset()
+        """``user:…``, ``python_version:…``, ``date:2026-11-25`` (UTC), ``origin:RUN``, ``project:…``, as far as known. They never change."""
+        return frozenset(glance.system_tags(self._record.spec)) if self._depth >= 2 else frozenset()
 
     @property
     def created_at(self) -> datetime | None:
@@ -190,26 +189,6 @@ def _restored(kind: type[Object], parts: tuple[str, ...], attempt: int | None, s
     return kind._at(open_store(store), parts, attempt)
 
 
-Child = TypeVar("Child", bound=Object)
-
-
-class Children(tuple[Child, ...], Generic[Child]):
-    """Some objects. Called, it gives those whose tags hold all that are given: ``run.steps`` and ``run.steps()`` are both right."""
-
-    __slots__ = ()
-
-    def __call__(self, *wanted: str) -> Children[Child]:
-        return Children(child for child in self if set(wanted) <= child.tags) if wanted else self
-
-    @overload  # type: ignore[override]
-    def __getitem__(self, where: int) -> Child: ...
-    @overload
-    def __getitem__(self, where: slice) -> Children[Child]: ...
-    def __getitem__(self, where: int | slice) -> Child | Children[Child]:
-        found: Any = super().__getitem__(where)
-        return Children(found) if isinstance(where, slice) else found
-
-
 # ---- flows ------------------------------------------------------------------------------------------------------------------
 
 
@@ -269,8 +248,8 @@ class Flow(Object):
     @property
     def created_at(self) -> datetime | None:
         """When its oldest run began."""
-        times = [row.started_at for _, row in self._rows(place.get_namespace()) if row.started_at is not None]
-        return _time(min(times, default=None))
+        began = [row.started_at for _, row in self._rows(place.get_namespace()) if row.started_at is not None]
+        return times.local(min(began, default=None))
 
     @property
     def finished_at(self) -> datetime | None:
@@ -278,15 +257,17 @@ class Flow(Object):
         newest = self.latest_run
         return newest.finished_at if newest is not None else None
 
-    def runs(self, *wanted: str, state: str | None = None, since: When | None = None, until: When | None = None) -> Iterator[Run]:
+    def runs(
+        self, *wanted: str, state: str | None = None, since: times.When | None = None, until: times.When | None = None
+    ) -> Iterator[Run]:
         """The runs in the namespace, newest first, read only as far as they are taken.
 
         `wanted`: tags that a run must all have. `state`: "running" (not ended), "succeeded", "failed", "stopped". `since`, `until`: when it began: a
         datetime, a date, seconds since the epoch, a text such as "2026-11-25" or "2026-11-25 13:00", or a timedelta before now.
         Raises DefinitionError for another state or time. A run that cannot be read is left out, with a warning, where that matters.
         """
-        _check_state(state)
-        first, last = _seconds(since, "since"), _seconds(until, "until")
+        times.check_state(state)
+        first, last = times.seconds(since, "since"), times.seconds(until, "until")
         return self._chosen(place.get_namespace(), tags.checked(wanted), state, first, last)
 
     def _chosen(
@@ -302,14 +283,13 @@ class Flow(Object):
             if row.damaged and filtered:
                 warnings.warn(f"run {run} of {self.id} is left out: {row.damaged}", stacklevel=3)
                 continue
-            found = Run._at(self._store, (self.id, run))
-            if _fits(found, row, wanted, state, first, last) and self._store.exists(layout.spec(self.id, run)):
-                yield found
+            if _fits(row, wanted, state, first, last) and self._store.exists(layout.spec(self.id, run)):
+                yield Run._at(self._store, (self.id, run))
 
     def _rows(self, within: str | None) -> Iterator[tuple[str, Row]]:
         """The runs in a namespace."""
         for run, row in self._glance:
-            if row.state != DELETED and (row.damaged or place.is_visible(row.user, _Tags(self, run, row), within)):
+            if row.state != DELETED and (row.damaged or place.is_visible(row.user, row.all_tags, within)):
                 yield run, row
 
     def __iter__(self) -> Iterator[Run]:
@@ -322,40 +302,19 @@ class Flow(Object):
         return Run(f"{self.id}/{name}", store=self._store)
 
     def __contains__(self, name: object) -> bool:
-        return self._store.exists(layout.spec(self.id, str(name))) and Run._at(self._store, (self.id, str(name))).is_in_namespace()
+        if not self._store.exists(layout.spec(self.id, str(name))):
+            return False
+        run = Run._at(self._store, (self.id, str(name)))
+        return not run._is_deleted() and run.is_in_namespace()
 
 
-class _Tags(Sequence[str]):
-    """All tags of a run, for `in`: those of flowbook are read only if the others do not have it."""
-
-    def __init__(self, flow: Flow, run: str, row: Row) -> None:
-        self._run, self._row = Run._at(flow._store, (flow.id, run)), row
-
-    def __contains__(self, tag: object) -> bool:
-        row = self._row
-        if tag in row.tags or (row.user and tag == f"{place.USER}{row.user}"):
-            return True
-        if isinstance(tag, str) and tag.startswith(_SYSTEM) and not tag.startswith(place.USER):
-            return tag in self._run.system_tags
-        return False
-
-    def __getitem__(self, where: Any) -> Any:
-        return sorted(self._run.tags)[where]
-
-    def __len__(self) -> int:
-        return len(self._run.tags)
-
-
-def _fits(run: Run, row: Row, wanted: Sequence[str], state: str | None, first: float | None, last: float | None) -> bool:
+def _fits(row: Row, wanted: Sequence[str], state: str | None, first: float | None, last: float | None) -> bool:
     if state is not None and (row.state or "running") != state:
         return False
-    if (first is not None or last is not None) and row.started_at is None:
+    if row.started_at is None and not (first is None and last is None):
         return False
     began = row.started_at or 0.0
-    if (first is not None and began < first) or (last is not None and began > last):
-        return False
-    have = _Tags(Flow._at(run._store, run._parts[:1]), run.id, row)
-    return all(tag in have for tag in wanted)
+    return (first is None or began >= first) and (last is None or began <= last) and set(wanted) <= row.all_tags
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------------------
@@ -401,11 +360,11 @@ class Run(Object):
     @property
     def created_at(self) -> datetime | None:
         started = self._record.spec.started_at
-        return _time(self._record.state.started_at if started is None else started)
+        return times.local(self._record.state.started_at if started is None else started)
 
     @property
     def finished_at(self) -> datetime | None:
-        return _time(self._record.state.ended_at)
+        return times.local(self._record.state.ended_at)
 
     @property
     def trigger(self) -> None:
@@ -520,17 +479,6 @@ def _last_steps(known: Record) -> list[str]:
     return ["end"] if "end" in names else names
 
 
-_SYSTEM = ("user:", "python_version:", "flowbook_version:", "origin:", "date:", "project:", "project_branch:")
-
-
-def _system_tags(known: Record) -> frozenset[str]:
-    spec = known.spec
-    day = _time(spec.started_at)
-    project = (spec.project.get("project_name"), spec.project.get("branch_name"))
-    values = (spec.user, spec.python, known.raw.get("flowbook"), spec.origin, day.strftime("%Y-%m-%d") if day else None, *project)
-    return frozenset(f"{prefix}{value}" for prefix, value in zip(_SYSTEM, values, strict=True) if value)
-
-
 # ---- steps ------------------------------------------------------------------------------------------------------------------
 
 
@@ -579,8 +527,8 @@ class Step(Object):
     @property
     def finished_at(self) -> datetime | None:
         """When its last task ended; None while one runs."""
-        times = [found.finished_at for found in self.tasks()]
-        return max((time for time in times if time), default=None) if all(times) else None
+        ends = [found.finished_at for found in self.tasks()]
+        return max((end for end in ends if end), default=None) if all(ends) else None
 
     @property
     def parent_steps(self) -> Iterator[Step]:
@@ -729,12 +677,12 @@ class Task(Object):
     def created_at(self) -> datetime | None:
         """When its last attempt was started; of a result that was taken over, when it was made."""
         found = self._known
-        return _time(found.launched_at if found.origin is None else found.made_at)
+        return times.local(found.launched_at if found.origin is None else found.made_at)
 
     @property
     def finished_at(self) -> datetime | None:
         found = self._known
-        return _time(found.ended_at) if found.done or found.state in ("succeeded", "failed", "stopped", "skipped") else None
+        return times.local(found.ended_at) if found.done or found.state in ("succeeded", "failed", "stopped", "skipped") else None
 
     @property
     def current_attempt(self) -> int:
@@ -942,123 +890,3 @@ class Artifact(Object):
         """When its task ended; of a parameter as such, when the run began."""
         found = self.parent if self._parts[3] else Run._at(self._store, self._parts[:2])
         return found.finished_at if isinstance(found, Task) else found.created_at if isinstance(found, Run) else None
-
-
-class _Named:
-    """Artifacts by name, as attributes; names that begin with ``_`` are there, but not listed."""
-
-    def __init__(self, artifacts: Mapping[str, Artifact], label: str, why_none: str = "", unsaved: Mapping[str, str] | None = None) -> None:
-        self._artifacts = dict(artifacts)
-        self._label, self._why_none, self._unsaved = label, why_none, dict(unsaved or {})
-
-    def _get(self, artifact: Artifact) -> Any:
-        return artifact
-
-    def __getattr__(self, name: str) -> Any:
-        if (
-            name.startswith("__")
-            or "_artifacts" not in vars(self)
-            or (name.startswith(("_repr_", "_ipython_")) and name not in self._artifacts)
-        ):
-            raise AttributeError(name)  # asked by copy, pickle and every notebook frontend
-        if name not in self._artifacts:
-            raise NoArtifact(self._absent(name))
-        return self._get(self._artifacts[name])
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._artifacts:
-            raise NotFound(self._absent(name))
-        return self._get(self._artifacts[name])
-
-    def _absent(self, name: str) -> str:
-        if name in self._unsaved:
-            return f"{self._label} did not save {name!r}: {self._unsaved[name]}"
-        near = difflib.get_close_matches(name, self._artifacts, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(self._names()) or 'none'}."
-        return (
-            f"{self._label} has no artifact {name!r}: {self._why_none}."
-            if self._why_none
-            else f"{self._label} has no artifact {name!r}. {hint}"
-        )
-
-    def _names(self) -> list[str]:
-        return [name for name in self._artifacts if not name.startswith("_")]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._artifacts
-
-    def __iter__(self) -> Iterator[Artifact]:
-        return (self._artifacts[name] for name in self._names())
-
-    def __len__(self) -> int:
-        return len(self._names())
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __dir__(self) -> list[str]:
-        return sorted({*self._names(), *(name for name in dir(type(self)) if name.startswith("__"))})
-
-    def _ipython_key_completions_(self) -> list[str]:
-        return self._names()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._label}: {', '.join(self._names()) or 'nothing'}>"
-
-    def _repr_html_(self) -> str:
-        return html.artifacts(self._label, list(self))
-
-
-class Artifacts(_Named):
-    """The artifacts of a task: ``task.artifacts.model.size``. Iterated, the artifacts."""
-
-
-class Data(_Named):
-    """The values of artifacts: ``task.data.model`` loads it, once."""
-
-    def __init__(self, artifacts: Mapping[str, Artifact], label: str, why_none: str = "", unsaved: Mapping[str, str] | None = None) -> None:
-        super().__init__(artifacts, label, why_none, unsaved)
-        self._values: dict[str, Any] = {}
-
-    def _get(self, artifact: Artifact) -> Any:
-        if artifact.id not in self._values:
-            self._values[artifact.id] = artifact.data
-        return self._values[artifact.id]
-
-
-# ---- times and states -------------------------------------------------------------------------------------------------------
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds)
-
-
-def _seconds(when: When | None, word: str) -> float | None:
-    """Seconds since the epoch. Raises DefinitionError."""
-    if when is None:
-        return None
-    try:
-        if isinstance(when, str):
-            when = datetime.fromisoformat(when)
-        if isinstance(when, timedelta):
-            return (datetime.now() - abs(when)).timestamp()
-        if isinstance(when, date):
-            return (when if isinstance(when, datetime) else datetime(when.year, when.month, when.day)).timestamp()
-        if isinstance(when, int | float) and not isinstance(when, bool) and when == when:
-            return float(when)
-    except (ValueError, OverflowError, OSError):
-        pass
-    raise DefinitionError(
-        Finding(
-            f"runs({word}=…)",
-            f"{when!r} is no time",
-            'Give a datetime, a date, "2026-11-25", "2026-11-25 13:00", seconds since the epoch, or timedelta(hours=3) for three hours ago.',
-        )
-    )
-
-
-def _check_state(state: str | None) -> None:
-    if state is not None and state not in STATES:
-        near = difflib.get_close_matches(str(state), STATES, 1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise DefinitionError(Finding("runs(state=…)", f"there is no state {state!r}", f"{hint}States are: {', '.join(STATES)}."))

@@ -69,7 +69,7 @@ class Record:
         """(step, step after it), as the graph of the flow says; a method hands over, step cells read."""
         found: dict[tuple[str, str], None] = {}
         for step in self.spec.steps:
-            found |= dict.fromkeys((step.name, after) for after in step.next.steps) if step.next else {}
+            found |= dict.fromkeys((step.name, after) for after in step.next.steps if after in self.steps) if step.next else {}
         for before, after, names in graph.edges(self.spec.steps):
             method = self.steps[after].method is not None
             if before in self.steps and before != after and (not method or any(map(is_token, names))):
@@ -82,11 +82,17 @@ class Record:
     def state(self) -> RunState:
         """What the log says by now."""
         with self._lock:
-            state = self._folded or RunState(self.spec)
+            state = self._folded or self._new_state()
             if self._folded is None or state.ended is None:
                 self._fold(state)
             self._folded = state
             return state
+
+    def _new_state(self) -> RunState:
+        try:
+            return RunState(self.spec)
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"{layout.spec(self.flow, self.run)} is damaged: its steps do not fit together ({error}).") from error
 
     def _fold(self, state: RunState) -> None:
         for key in self.store.list(layout.log_prefix(self.flow, self.run)):

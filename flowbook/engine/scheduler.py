@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -442,8 +443,7 @@ class Run:
     async def _leave_index(self, state: RunState) -> None:
         with contextlib.suppress(StoreError):  # the log says the same
             await asyncio.to_thread(cache.write_index, self.store, state)
-            spec, began = state.spec, state.started_at if state.spec.started_at is None else state.spec.started_at
-            row = glance.Row(state.ended, began, state.ended_at, spec.user, spec.tags)
+            row = dataclasses.replace(glance.begun(state.spec), state=state.ended, ended_at=state.ended_at)
             await asyncio.to_thread(glance.record, self.store, self.flow, {self.run: row})
 
     def _land(self, task: Task) -> None:

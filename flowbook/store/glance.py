@@ -8,11 +8,13 @@ entered by whoever read it; engines enter their runs as these end. It is a hint:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flowbook.errors import StoreError, StoreMissing
+from flowbook.spec.flow import Spec, from_json
 from flowbook.store import layout, tags
 from flowbook.store.base import Store
 
@@ -22,7 +24,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One run. Times are seconds since the epoch; `state` None: it has not ended; `changes`: of its tags, that are in `tags`."""
+    """One run. Times are seconds since the epoch; `state` None: it has not ended; `changes`: of its tags, that are in `tags`.
+
+    `system` are flowbook's own tags.
+    """
 
     state: str | None = None
     started_at: float | None = None
@@ -30,7 +35,12 @@ class Row:
     user: str | None = None
     tags: tuple[str, ...] = ()
     changes: int = 0
+    system: tuple[str, ...] = ()
     damaged: str = ""  # what cannot be read of it; never in the index
+
+    @property
+    def all_tags(self) -> frozenset[str]:
+        return frozenset((*self.tags, *self.system))
 
     @property
     def final(self) -> bool:
@@ -97,8 +107,8 @@ class Glance:
     def _read(self, run: str) -> Row | None:
         """The row of a run from what it consists of: its spec, the end of its log, its tags."""
         try:
-            spec = _json(self.store, layout.spec(self.flow, run))
-            row = _begun(spec)
+            key = layout.spec(self.flow, run)
+            row = begun(_head(_json(self.store, key), key))
         except StoreMissing:
             return None
         except StoreError as error:
@@ -110,6 +120,35 @@ class Glance:
             return row if end is None else replace(row, state=str(end["state"]), ended_at=_number(end.get("at")))
         except (StoreError, KeyError) as error:
             return replace(row, damaged=str(error))
+
+
+SYSTEM = ("user", "python_version", "flowbook_version", "origin", "date", "project", "project_branch")  # the tags of flowbook
+
+
+def begun(spec: Spec) -> Row:
+    """The row of a run that was just started."""
+    return Row(None, spec.started_at, None, spec.user, spec.tags, 0, system_tags(spec))
+
+
+def system_tags(spec: Spec) -> tuple[str, ...]:
+    """``user:ann``, ``python_version:3.11.7``, ``date:2026-11-25`` (of its start, in UTC), …, as far as known."""
+    day = time.strftime("%Y-%m-%d", time.gmtime(spec.started_at)) if spec.started_at is not None else None
+    project = (spec.project.get("project_name"), spec.project.get("branch_name"))
+    values = (spec.user, spec.python, getattr(spec, "flowbook", None), spec.origin, day, *project)
+    return tuple(f"{word}:{value}" for word, value in zip(SYSTEM, values, strict=True) if value)
+
+
+_READ = ("started_at", "user", "tags", "python", "flowbook", "origin", "project")
+
+
+def _head(data: Mapping[str, Json], key: str) -> Spec:
+    """A spec without its steps. Raises StoreError."""
+    try:
+        found = from_json(Spec, {"flow": "", "run": "", "steps": [], **{name: data[name] for name in _READ if name in data}})
+        assert isinstance(found, Spec)
+        return replace(found, started_at=_number(found.started_at), tags=tuple(map(str, found.tags)))
+    except (TypeError, ValueError, AttributeError):
+        raise StoreError(f"{key} is damaged: it does not hold the spec of a run") from None
 
 
 def read(store: Store, flow: str) -> dict[str, Row]:
@@ -145,17 +184,12 @@ def forget(store: Store, flow: str, runs: Iterable[str]) -> None:
 
 
 def _to_json(row: Row) -> list[Json]:
-    return [row.state, row.started_at, row.ended_at, row.user, list(row.tags), row.changes]
+    return [row.state, row.started_at, row.ended_at, row.user, list(row.tags), row.changes, list(row.system)]
 
 
 def _from_json(data: Json) -> Row:
-    state, started_at, ended_at, user, given, changes = data
-    return Row(str(state), _number(started_at), _number(ended_at), user, tuple(map(str, given)), int(changes))
-
-
-def _begun(spec: Mapping[str, Json]) -> Row:
-    user = spec.get("user")
-    return Row(None, _number(spec.get("started_at")), None, str(user) if user else None, tuple(map(str, spec.get("tags") or ())))
+    state, started_at, ended_at, user, given, changes, system = data
+    return Row(str(state), _number(started_at), _number(ended_at), user, tuple(map(str, given)), int(changes), tuple(map(str, system)))
 
 
 def _end(store: Store, flow: str, run: str) -> Mapping[str, Json] | None:
