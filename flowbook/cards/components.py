@@ -604,7 +604,7 @@ class _Viewer(Component):
             if isinstance(data, str):
                 with contextlib.suppress(ValueError, RecursionError):
                     data = json.loads(data)
-            self._set(data=plain.encode(data if isinstance(data, (dict, list, str)) else plain.plain(data, not_finite="text")))
+            self._set(data=plain.encode(data, not_finite="text"))
 
 
 class JSONViewer(_Viewer):

@@ -24,6 +24,7 @@ NODES = 200_000  # of one value
 STRING = 100_000  # characters of one string in free JSON
 JSON_BYTES = 2_000_000  # of one value as JSON, in characters
 CELL = 1_000  # characters
+NOTE = 40  # characters of a note of what was cut
 EXACT = 2**53  # a browser keeps whole numbers up to here
 _LONG_NUMBER = re.compile(r"(?<![\d.])\d{16,}(?![\d.eE])")
 _AS_TEXT = (str, os.PathLike, datetime.date, datetime.time, datetime.timedelta)
@@ -41,16 +42,16 @@ class Unshowable(ValueError):
 
 
 def text(value: object, limit: int) -> str:
-    """`str(value)`, cut after `limit` characters with a note of how many were left out.
+    """`str(value)`, cut after `limit` characters with a note of how many were left out; the note itself is never cut again.
 
-    >>> text("abcdef", 3)
-    'abc… (3 characters left out)'
+    >>> text("x" * 50, 3)
+    'xxx… (47 characters left out)'
     """
     try:
         found = str(value)
     except Exception as error:  # a user's __str__ may raise anything
         found = f"<{type(value).__name__}, whose str raises {type(error).__name__}>"
-    return found if len(found) <= limit else f"{found[:limit]}… ({len(found) - limit:,} characters left out)"
+    return found if len(found) <= limit + NOTE else f"{found[:limit]}… ({len(found) - limit:,} characters left out)"
 
 
 def scalar(value: object) -> object:
@@ -108,18 +109,18 @@ def _reads_well(value: object) -> bool:
     return type(value).__module__.partition(".")[0] in _AS_TEXT_OF and not hasattr(value, "__len__")
 
 
-def encode(value: object, limit: int = JSON_BYTES) -> JsonText:
-    """A value as JSON text. Raises Unshowable if it is longer than `limit` characters.
+def encode(value: object, limit: int = JSON_BYTES, *, not_finite: str = "null") -> JsonText:
+    """A value as JSON text. Raises Unshowable if it is longer than `limit` characters. `not_finite`: see `plain`.
 
     What JSON knows is taken as it is; what it does not know becomes its nearest: arrays lists, dates and others text.
     """
     try:
         found = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        easy = len(found) <= limit and not _LONG_NUMBER.search(found) and depth(value, DEPTH) <= DEPTH
+        easy = len(found) > limit or (not _LONG_NUMBER.search(found) and depth(value, DEPTH) <= DEPTH)
     except (TypeError, ValueError, RecursionError, OverflowError):
         easy = False
     if not easy:
-        found = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
+        found = json.dumps(plain(value, not_finite=not_finite), ensure_ascii=False, separators=(",", ":"))
     if len(found) > limit:
         raise Unshowable(f"it is {len(found) / 1e6:.1f} MB as JSON; at most {limit / 1e6:.1f} MB are kept. Show a part or a sample of it.")
     return JsonText(found)

@@ -257,7 +257,7 @@ def _without(value: Json, unwanted: Callable[[str, Json], bool]) -> Json:
 
 
 _LABEL = _text(parts.TITLE)
-_LONG = _text(parts.TEXT + 100)
+_LONG = _text(parts.TEXT)
 FIELDS: dict[str, dict[str, Check]] = {
     "markdown": {"text": _LONG},
     "error": {"title": _LABEL, "text": _LONG},
