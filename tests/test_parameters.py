@@ -741,6 +741,45 @@ def test_a_class_body_sees_the_command_line_of_its_script_and_a_worker_the_same_
     assert run(**told) == ["5", told]
 
 
+EAGER = """
+from flowbook import Config, FlowSpec, Parameter, environment, step
+
+
+class EagerFlow(FlowSpec):
+    config = Config("config", required=True)
+    beta = Parameter("beta", default=config.beta)
+    sizes = [size * 2 for size in config.sizes]
+
+    @environment(vars=dict(**config.env))
+    @step
+    def start(self):
+        import os
+
+        print(os.environ["A"], self.config.env.A, self.sizes, self.beta)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+if __name__ == "__main__":
+    EagerFlow()
+"""
+
+
+def test_tasks_have_the_config_that_the_command_line_names_also_in_the_class_body(tmp_path: Path) -> None:
+    (tmp_path / "eager.py").write_text(EAGER)
+    (tmp_path / "c.json").write_text('{"env": {"A": "x"}, "sizes": [1, 2], "beta": 3}')
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "FLOWBOOK_STORE": str(tmp_path / "store")}
+    words = [sys.executable, "eager.py", "--config", "config", "c.json", "run"]
+
+    ran = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True)
+
+    assert ran.returncode == 0, ran.stderr
+    assert "x x [2, 4] 3\n" in ran.stdout
+
+
 def test_a_worker_is_told_of_values_and_not_of_what_the_file_itself_says() -> None:
     cls = flow(a=Config("a"), b=Config("b", default_value={"n": {1, 2}}), c=Config("c", default_value={"n": 1}))
 

@@ -108,7 +108,9 @@ def values(place: Place, given: Mapping[str, str], origin: Spec | None, user: st
             kept[attribute] = codec.load(place.store, origin.params[attribute], name=f"parameter {parameter.name}")
     # What is kept is no question any more: a class without those parameters is asked for the others.
     asked = type(place.cls.__name__, (place.cls,), dict.fromkeys(kept)) if kept else place.cls
-    return {**parameters.resolve(asked, given, os.environ, user=user, say=lambda text: print(text, file=sys.stderr)), **kept}
+    found = parameters.resolve(asked, given, os.environ, user=user, say=lambda text: print(text, file=sys.stderr))
+    os.environ.update(parameters.config_environment(place.cls))  # each task runs the file again, whose class body may need its configs
+    return {**found, **kept}
 
 
 def marks_of(withs: list[str]) -> list[Mark]:
@@ -196,6 +198,8 @@ class Driver:
         for batch in batches:
             for event in json.loads(batch):
                 self.screen.event(event, self.run.state)
+        if batches and self.run.state is not None:
+            self.screen.settled(self.run.state)
 
     def _on_signal(self, number: int) -> None:
         assert self.run is not None

@@ -201,6 +201,8 @@ class FlowSpec:
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
+        if hasattr(type(getattr(type(self), name, None)), "__delete__"):
+            return object.__delattr__(self, name)  # a parameter, which refuses
         getattr(self, name)  # raises for what is not there
         if self._task is not None:
             self._task.forget(name)
