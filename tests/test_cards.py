@@ -625,6 +625,13 @@ def test_a_page_is_whole_in_itself_and_shows_every_component() -> None:
     assert "cannot be drawn" not in page and "http" not in page.replace("http-equiv", "")
 
 
+def test_of_very_much_markdown_the_rest_is_plain_text() -> None:
+    card = read(packed(*[Markdown("*a* " * 10_000)] * 8))
+    page = drawing.fragment(card)
+
+    assert page.count("<em>a</em>") == drawing.CARD_MARKDOWN // 4 and page.count("*a* ") == 8 * 10_000 - drawing.CARD_MARKDOWN // 4
+
+
 def test_simple_charts_of_vega_are_drawn_and_others_show_their_data() -> None:
     values = [{"m": "a", "n": 3, "t": "2026-01-01"}, {"m": "b", "n": 5, "t": "2026-02-01"}]
     xy = {"x": {"field": "m", "type": "nominal"}, "y": {"field": "n", "type": "quantitative"}}

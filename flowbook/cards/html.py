@@ -12,6 +12,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 Json = Any
 Part = dict[str, Json]
 
-MARKDOWN = 100_000  # characters of one text that are read as Markdown
+MARKDOWN = 20_000  # characters of one text that are read as Markdown; some texts take a time that grows with the square of their length
+CARD_MARKDOWN = 100_000  # of all texts of a card
 VEGA_ROWS = 50  # of the data of a chart that is not drawn
 JSON_SHOWN = 200_000  # characters
 FRAME_HEIGHT = 400  # pixels
@@ -51,6 +53,9 @@ STYLE = """<style>
 </style>"""
 
 
+_left = ContextVar("_left", default=CARD_MARKDOWN)  # of CARD_MARKDOWN, for the card that is drawn
+
+
 def page(cards: Sequence[Json], title: str = "Cards") -> str:
     """One self-contained document of some cards."""
     body = "\n".join(fragment(card) for card in cards) or "<p>no cards</p>"
@@ -65,6 +70,7 @@ def page(cards: Sequence[Json], title: str = "Cards") -> str:
 def fragment(card: Json) -> str:
     """One card, for a page that holds STYLE."""
     safe = wire.checked(card)
+    _left.set(CARD_MARKDOWN)
     parts = "".join(_draw(part) for part in safe["components"])
     more = f'<p class="fbc-dim">{safe["left_out"]:,} more components are left out</p>' if safe.get("left_out") else ""
     empty = "" if parts else '<p class="fbc-dim">nothing was shown</p>'
@@ -108,9 +114,10 @@ def _reader() -> MarkdownIt:
 
 def markdown(text: str) -> str:
     """Markdown as sanitised HTML: no scripts, no styles, images only as data, links that tell nothing of the reader."""
-    html = _reader().render(text[:MARKDOWN])
-    rest = f"<pre>{escape(text[MARKDOWN:])}</pre>" if len(text) > MARKDOWN else ""
-    return sanitised(html) + rest
+    size = min(len(text), MARKDOWN, _left.get())
+    _left.set(_left.get() - size)
+    rest = f"<pre>{escape(text[size:])}</pre>" if len(text) > size else ""
+    return sanitised(_reader().render(text[:size])) + rest
 
 
 def sanitised(html: str) -> str:
