@@ -475,3 +475,24 @@ def test_the_module_of_the_flow_and_modules_beside_it_are_those_of_the_start(flo
     flow.run()
 
     assert flow.value("value") == 1
+
+
+def test_an_error_that_is_not_tried_again_is_caught_at_once(flow: FlowFile) -> None:
+    flow.write(
+        """
+        class Caught(FlowSpec):
+            @catch(var="problem")
+            @retry(times=3, minutes_between_retries=10, only=(OSError,))
+            @step
+            def start(self):
+                raise ValueError("no use")
+                self.next(self.end)
+
+            @step
+            def end(self):
+                self.said = str(self.problem)
+        """
+    )
+    flow.run()
+
+    assert flow.value("said") == "no use" and flow.commit("start")["attempt"] == 0

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 from flowbook.errors import ArtifactError, FlowbookError, NotPicklable, StepFailed, StoreError, StoreFull
 from flowbook.spec import flow as flows
 from flowbook.spec.flow import Input, Spec, Step, task_name
+from flowbook.spec.retries import qualifies
 from flowbook.store import codec, layout, preview, results
 from flowbook.store.base import Store, open_store
 from flowbook.worker import current, execute, modules, output
 from flowbook.worker.scope import Bound, Scope
-from flowbook.worker.trace import Place, Tracer, message_of
+from flowbook.worker.trace import Place, Tracer, bases_of, message_of
 
 if TYPE_CHECKING:
     from flowbook.worker.method import MethodTask
@@ -318,8 +319,7 @@ class Attempt:
     def _error(self, error: BaseException, place: Place | None = None) -> dict[str, Json]:
         found = self.tracer.error(error, item=self.item_repr, place=place or Place(self.step.label, self.step.filename))
         if self.step.options.retry.only or self.step.options.retry.unless:
-            bases = [base for base in type(error).__mro__ if base is not object]
-            found["bases"] = [name for base in bases for name in (base.__name__, f"{base.__module__}.{base.__qualname__}")]
+            found["bases"] = bases_of(error)
         if isinstance(error, SystemExit):
             found["message"] = f"the body called sys.exit({'' if error.code is None else repr(error.code)})"
         elif isinstance(error, KeyboardInterrupt):
@@ -443,10 +443,11 @@ class Attempt:
         except BaseException as error:
             self._end_forked(error)
             self._show_figures()
+            described, retry = self._error(error), self.step.options.retry
             # An error that another attempt may mend is not caught yet.
-            if catch is None or not isinstance(error, Exception) or self.number < self.step.options.retry.times:
-                raise Failure(self._error(error)) from None
-            self.caught = self._error(error)
+            if catch is None or not isinstance(error, Exception) or (self.number < retry.times and qualifies(retry, described)):
+                raise Failure(described) from None
+            self.caught = described
             if self.step.options.print_exception:
                 print(self.caught["traceback"], file=sys.stderr)  # noqa: T201
             self._set_caught(catch, self._kept(error))

@@ -24,12 +24,13 @@ from typing import Any
 from flowbook.errors import FlowbookError, StoreError
 from flowbook.spec import flow as flows
 from flowbook.spec.flow import Input, Spec, Step, task_name
+from flowbook.spec.retries import qualifies
 from flowbook.store import codec, compare, layout, preview, results, values
 from flowbook.store.base import Store, open_store
 from flowbook.worker import current, execute, modules, output
 from flowbook.worker.attempt import lasting
 from flowbook.worker.scope import Scope
-from flowbook.worker.trace import Tracer, message_of
+from flowbook.worker.trace import Tracer, bases_of, message_of
 
 Json = Any
 Index = tuple[int, ...]
@@ -250,7 +251,7 @@ class _Reading:
         try:
             for attempt in range(step.options.retry.times + 1):
                 done = self._attempt(step, index, item, attempt, scratch)
-                if done.state != "failed":
+                if done.state != "failed" or not qualifies(step.options.retry, done.error):
                     break
             return done
         finally:
@@ -288,8 +289,9 @@ class _Reading:
             finally:
                 self.display.figures()
         except BaseException as error:
-            described = self.tracer.error(error)
-            if catch is None or not isinstance(error, Exception) or attempt < step.options.retry.times:
+            described = self.tracer.error(error) | {"bases": bases_of(error)}
+            again = attempt < step.options.retry.times and qualifies(step.options.retry, described)
+            if catch is None or not isinstance(error, Exception) or again:
                 print(described["traceback"], file=sys.stderr)  # noqa: T201
                 return _Done("failed", error=described)
             caught = described

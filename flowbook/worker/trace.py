@@ -184,6 +184,12 @@ def _only(error: BaseException) -> list[str]:
     return [name + line[len(qualified) :] if line.startswith(qualified) else line for line in lines]  # as notebooks write it
 
 
+def bases_of(error: BaseException) -> list[str]:
+    """The names of its class and of all base classes, bare and with their module: what retries may name."""
+    bases = [base for base in type(error).__mro__ if base is not object]
+    return [name for base in bases for name in (base.__name__, f"{base.__module__}.{base.__qualname__}")]
+
+
 def message_of(error: BaseException) -> str:
     """What the exception says; never raises."""
     try:
