@@ -9,6 +9,7 @@ Read `session.py` first: it holds what a kernel knows, and the other modules are
     engine.py     engine processes: start or find ours, ask it, follow runs
     runs.py       runs of the store: find, attach, go back to one
     debug.py      a task again, in the kernel itself
+    exporting.py  the FlowSpec class that is the same flow, as a file
     display.py    the status of a run as HTML and as text
     magics.py     what is typed; parses and calls the session
     api.py        `flow`, the Python twin, and the handles of runs and steps

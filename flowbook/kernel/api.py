@@ -7,6 +7,7 @@ run["best"]                        # an artifact of that very run, whatever ran 
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +209,11 @@ class Flow:
 
     def artifacts(self, run: str | int = "") -> None:
         self._command("artifacts", str(run))
+
+    def export(self, file: str, *, check: bool = False, class_name: str | None = None, flow: str | None = None) -> None:
+        """Write the FlowSpec class that is the same flow; with `check` raise FlowbookError if the file is no longer that."""
+        words = ["--check"] * check + (["--class", class_name] if class_name else []) + (["--flow", flow] if flow else [])
+        self._command("export", " ".join([shlex.quote(file), *words]))
 
     def drop(self, step: str) -> None:
         self._command("drop", step)

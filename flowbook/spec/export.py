@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from flowbook.errors import DefinitionError, Finding
 from flowbook.spec import export_text as texts
-from flowbook.spec.body import Body
+from flowbook.spec.body import Body, read_body
 from flowbook.spec.export_nest import Cell, nest
 from flowbook.spec.export_text import Edit, call, quoted
 from flowbook.spec.export_way import Carry, Method, task_words, weave
@@ -58,6 +58,7 @@ class Notebook:
     bound: frozenset[str] = frozenset()  # names that imports and blocks bind
     shared: frozenset[str] = frozenset()  # names that functions and classes of `blocks` use as globals
     futures: frozenset[str] = frozenset()  # of `blocks`
+    seeds: tuple[str, ...] = ()  # statements of %%flowsetup that seed a generator: each task begins with them, whatever seeded it before
     origin: str = ""  # the notebook's file name
 
 
@@ -329,6 +330,7 @@ class _Lines:
         if body.builtin_reads & {"globals", "eval", "exec"}:
             yield from names
         yield from loads & fallback
+        yield from names & {name for line in self.writer.notebook.seeds for name in read_body(line).reads}
 
     # ---- the top ----
 
@@ -336,6 +338,7 @@ class _Lines:
         method, lines = self.method, []
         if self.globals:
             lines.append(f"global {', '.join(sorted(self.globals))}")
+        lines += self.writer.notebook.seeds if method.cell is not None else ()
         lines += self._carried()
         lines += [f"self.{name} = {self._through(leaf, whole='list')}" for name, leaf in sorted(method.kept.items())]
         if method.cell is not None:
@@ -357,7 +360,10 @@ class _Lines:
                 lines += _merge(self.inputs, names)
             for carry in self.method.carries:
                 if not carry.sure:
-                    lines += [f'if {self.inputs} and hasattr({self.inputs}[0], "{carry.name}"):', f"    self.{carry.name} = {self.inputs}[0].{carry.name}"]
+                    lines += [
+                        f'if {self.inputs} and hasattr({self.inputs}[0], "{carry.name}"):',
+                        f"    self.{carry.name} = {self.inputs}[0].{carry.name}",
+                    ]
             return lines
         for carry in self.method.carries:
             lines += self._from_branch(carry)
@@ -400,7 +406,9 @@ class _Lines:
         if cell is None:
             return []
         found: dict[str, bool] = {}
-        lacks = {name for method in self.writer.methods if method.choice and method.choice.cell == cell.name for name in method.choice.lacks}
+        lacks = {
+            name for method in self.writer.methods if method.choice and method.choice.cell == cell.name for name in method.choice.lacks
+        }
         for given in cell.step.inputs:
             if given.makers and self.writer.cells[given.makers[0]].kind(given.name) != "import":
                 sure = any(self._surely(maker, given.name) for maker in given.makers)
@@ -538,7 +546,11 @@ def _merge(inputs: str, names: list[str]) -> list[str]:
     line = f"self.merge_artifacts({inputs}, include=[{', '.join(names)}])"
     if len(INDENT) + len(line) <= texts.WIDTH:
         return [line]
-    return [f"self.merge_artifacts(\n{INDENT}    {inputs},\n{INDENT}    include=[\n" + "".join(f"{INDENT}        {n},\n" for n in names) + f"{INDENT}    ],\n{INDENT})"]
+    return [
+        f"self.merge_artifacts(\n{INDENT}    {inputs},\n{INDENT}    include=[\n"
+        + "".join(f"{INDENT}        {n},\n" for n in names)
+        + f"{INDENT}    ],\n{INDENT})"
+    ]
 
 
 def _block(lines: Iterable[str], indent: str = INDENT) -> str:
@@ -549,7 +561,9 @@ def items(expr: str) -> str:
     """The items of a fan-out as an expression that is surely no string, which would be taken for the name of an artifact."""
     node = ast.parse(expr, mode="eval").body
     sure = isinstance(node, ast.List | ast.Set | ast.Dict | ast.Tuple | ast.ListComp | ast.SetComp | ast.DictComp)
-    made = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("range", "enumerate", "zip", "sorted", "list")
+    made = (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("range", "enumerate", "zip", "sorted", "list")
+    )
     return expr if sure or made else f"list({expr.removeprefix('(').removesuffix(')') if isinstance(node, ast.GeneratorExp) else expr})"
 
 

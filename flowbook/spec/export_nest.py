@@ -10,6 +10,7 @@ together with it. Pure; raises DefinitionError for what has no place in a class.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class Cell:
         return (*self.step.inputs, *self.step.plan_inputs)
 
     def kind(self, name: str) -> str:
-        """"import", "function", "class", or "" for data."""
+        """ "import", "function", "class", or "" for data."""
         found = self.body.others.get(name, "")
         return found if found in VISIBLE_KINDS else ""
 
@@ -133,7 +134,7 @@ class _Order:
             for given in cell.reads:
                 makers = sorted((m for m in given.makers if m in self.position), key=lambda m: self.position[m])
                 yield from ((maker, name) for maker in makers)
-                yield from zip(makers, makers[1:], strict=False)  # the later one has the last word
+                yield from itertools.pairwise(makers)  # the later one has the last word
             for other in (*cell.step.options.join, *cell.step.options.after):
                 yield other, name
 
@@ -165,7 +166,7 @@ class _Order:
     def _close(self, before: dict[str, set[str]], nodes: Mapping[str, list[str]]) -> None:
         """Makes `before` transitive. Raises DefinitionError for a circle, which a fan-out that stands around other steps can make."""
         for middle in before:
-            for node, earlier in before.items():
+            for earlier in before.values():
                 if middle in earlier:
                     earlier |= before[middle]
         for node, earlier in before.items():
@@ -281,7 +282,9 @@ class _Conditions:
 
     def _lacks(self, cell: Cell, sure: frozenset[str]) -> tuple[str, ...]:
         """Names that the step needs and that may not be there."""
-        found = [given.name for given in cell.reads if given.required and given.makers and not given.captured and not self._there(given, sure)]
+        found = [
+            given.name for given in cell.reads if given.required and given.makers and not given.captured and not self._there(given, sure)
+        ]
         return tuple(dict.fromkeys(found))
 
     def _there(self, given: Input, sure: frozenset[str]) -> bool:

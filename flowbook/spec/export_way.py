@@ -301,7 +301,9 @@ class _Loom:
         for given in reads:
             kinds = {self.cells[maker].kind(given.name) == "import" for maker in given.makers}
             if kinds == {True, False}:
-                raise DefinitionError(Finding(cell.where, f"`{given.name}` is a module in one step above and a value in another", "Rename one."))
+                raise DefinitionError(
+                    Finding(cell.where, f"`{given.name}` is a module in one step above and a value in another", "Rename one.")
+                )
             if kinds == {False} and sees.get(given.name, ()) != tuple(reversed(given.makers)):
                 raise DefinitionError(self._other_value(cell, given, sees))
 
@@ -328,7 +330,9 @@ class _Loom:
             makers = sees.get(name, ())
             if makers and makers[-1] != cell.name and makers[-1] not in cell.step.scope and name in used:
                 what = f"it reads `{name}` of {cell.name}, and {makers[-1]}, which comes after {cell.name}, makes `{name}` again"
-                raise DefinitionError(Finding(reader.where, what, "In a class the later value hides the earlier one: use another name for one."))
+                raise DefinitionError(
+                    Finding(reader.where, what, "In a class the later value hides the earlier one: use another name for one.")
+                )
 
     def _recall(self, method: Method, cell: Cell, sees: Sees) -> None:
         """Joined steps that this method is not itself the join of."""
@@ -396,9 +400,9 @@ def task_words(cell: Cell) -> str | None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in TASK_WORDS and _root(node.value) in tasks:
             return f".{node.attr}"
-        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
-            if _root(node.value) in tasks:
-                return f'["{node.slice.value}"]'
+        key = node.slice.value if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) else None
+        if isinstance(node, ast.Subscript) and isinstance(key, str) and _root(node.value) in tasks:
+            return f'["{key}"]'
     return None
 
 
@@ -415,7 +419,9 @@ def _bound_to_tasks(node: ast.AST, tasks: set[str]) -> set[str]:
 
 def _task_valued(value: ast.expr, tasks: set[str]) -> bool:
     if isinstance(value, ast.Call):
-        return isinstance(value.func, ast.Name) and value.func.id in ("max", "min", "next", "sorted", "list") and bool(_names(value) & tasks)
+        return (
+            isinstance(value.func, ast.Name) and value.func.id in ("max", "min", "next", "sorted", "list") and bool(_names(value) & tasks)
+        )
     return _root(value) in tasks
 
 
