@@ -369,7 +369,7 @@ def _compiled(module: ast.Module, node: ast.FunctionDef, owner: ast.ClassDef | N
     code = next((found for found in _codes(made) if found.co_name == node.name and found.co_firstlineno == node.lineno), None)
     if code is None or code.co_freevars != function.__code__.co_freevars:
         return None
-    return code.replace(co_qualname=function.__qualname__, co_firstlineno=function.__code__.co_firstlineno)
+    return code.replace(co_qualname=function.__qualname__)
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
