@@ -780,6 +780,17 @@ def test_tasks_have_the_config_that_the_command_line_names_also_in_the_class_bod
     assert "x x [2, 4] 3\n" in ran.stdout
 
 
+def test_a_class_body_that_misses_its_config_is_told_without_our_traceback(tmp_path: Path) -> None:
+    (tmp_path / "eager.py").write_text(EAGER)
+
+    ran = subprocess.run(
+        [sys.executable, "eager.py", "run"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+    message = "error: config config (eager.py, line 6): it is required, and nobody gives it\n"
+    assert (ran.returncode, ran.stderr) == (1, f"{message}    Give --config config PATH, --config-value config JSON, or default=….\n")
+
+
 def test_a_worker_is_told_of_values_and_not_of_what_the_file_itself_says() -> None:
     cls = flow(a=Config("a"), b=Config("b", default_value={"n": {1, 2}}), c=Config("c", default_value={"n": 1}))
 

@@ -629,6 +629,7 @@ class _Sources:
     files: dict[str, str] = field(default_factory=dict)  # normed name → path
     values: dict[str, Any] = field(default_factory=dict)  # normed name → JSON text, or a Python value
     count: int = 0
+    hook: Any = sys.excepthook  # what showed errors before `_plainly` does
 
 
 _sources = _Sources()
@@ -810,6 +811,8 @@ class ConfigParameter(Parameter):
 
     def _current(self) -> Any:
         if self._read is None or self._read[0] != _sources.count:
+            if self.file == getattr(sys.modules.get("__main__"), "__file__", None) and sys.excepthook is not _plainly:
+                _sources.hook, sys.excepthook = sys.excepthook, _plainly
             self._read = _sources.count, self._value()
         return self._read[1]
 
@@ -914,6 +917,14 @@ class ConfigParameter(Parameter):
         except DefinitionError as error:
             return list(error.findings)
         return []
+
+
+def _plainly(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """An excepthook. A class body that needs a config at once can fail before the command line is there to show our errors."""
+    if isinstance(error, FlowbookError):
+        _say(f"error: {error}")
+    else:
+        _sources.hook(kind, error, trace)
 
 
 def _object_or_nothing(text: str) -> dict[str, Any]:
