@@ -440,7 +440,8 @@ class FlowInput:
 
     def foreach_stack(self) -> list[tuple[int, int, Any]]:
         """(index, number of items, item) of each foreach around the task."""
-        return self._task._find_reader().foreach_stack(*self._task._place)
+        task: TaskResult = self._task
+        return task._find_reader().foreach_stack(*task._place)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{self._task} is a finished task; {name!r} cannot be set on it. Set it on self.")
