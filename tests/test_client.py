@@ -423,6 +423,7 @@ def test_a_result_that_was_taken_over_tells_from_where(tmp_path: Path) -> None:
     task = Task("book/2/a/0")
     assert task.origin_pathspec == "book/1/a/0" and task.data.x == 1 and task.stdout == "once\n"
     assert Task("book/1/a/0").origin_pathspec is None and task.metadata_dict["origin-run-id"] == "1"
+    assert "from run 1" in task._repr_html_() and task.created_at <= task.parent.created_at <= task.parent.finished_at
 
 
 # ---- values -----------------------------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ def _when(time: datetime | None) -> str:
 
 
 def _took(found: Object) -> str:
+    if type(found).__name__ == "Task" and found.origin_pathspec:
+        return f"from run {found.origin_pathspec.split('/')[1]}"
     if found.created_at is None or found.finished_at is None:
         return "running" if getattr(found, "state", "") == "running" else ""
     return f"{(found.finished_at - found.created_at).total_seconds():.1f} s"

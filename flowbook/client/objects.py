@@ -522,13 +522,16 @@ class Step(Object):
 
     @property
     def created_at(self) -> datetime | None:
-        return min((found.created_at for found in self.tasks() if found.created_at), default=None)
+        """When its first task was started, or taken over from another run."""
+        began = (found.ended_at if found.origin else found.launched_at for found in self._record.tasks(self.id))
+        return times.local(min((at for at in began if at is not None), default=None))
 
     @property
     def finished_at(self) -> datetime | None:
         """When its last task ended; None while one runs."""
-        ends = [found.finished_at for found in self.tasks()]
-        return max((end for end in ends if end), default=None) if all(ends) else None
+        found = self._record.tasks(self.id)
+        ended = all(map(record.is_over, found))
+        return times.local(max((each.ended_at for each in found if each.ended_at is not None), default=None)) if ended else None
 
     @property
     def parent_steps(self) -> Iterator[Step]:
@@ -682,7 +685,7 @@ class Task(Object):
     @property
     def finished_at(self) -> datetime | None:
         found = self._known
-        return times.local(found.ended_at) if found.done or found.state in ("succeeded", "failed", "stopped", "skipped") else None
+        return times.local(found.ended_at) if record.is_over(found) else None
 
     @property
     def current_attempt(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from flowbook.client import values
 from flowbook.engine import events
 from flowbook.engine.events import Task as TaskId
-from flowbook.engine.state import RunState, TaskState
+from flowbook.engine.state import ENDED, RunState, TaskState
 from flowbook.errors import EngineError, StoreError
 from flowbook.spec import graph
 from flowbook.spec.flow import Spec, Step, from_json, is_token
@@ -192,6 +192,11 @@ class Record:
 
 def _begun(found: TaskState) -> bool:
     return found.attempts > 0 or found.origin is not None
+
+
+def is_over(found: TaskState) -> bool:
+    """Whether nothing more will come of a task. One that waits for its next attempt has an end, but is not over."""
+    return found.done or found.state in ENDED
 
 
 _KEPT = 32
