@@ -267,6 +267,26 @@ def test_a_table_inside_itself_ends() -> None:
     assert read(packed(table))["components"][0]["type"] == "table"
 
 
+def test_a_component_of_ones_own_renders_others_or_html() -> None:
+    class Pair(Component):
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def render(self) -> object:
+            return Table([["value", 10 // self.value]])
+
+    class Page(Component):
+        def render(self) -> object:
+            return "<b>x</b>"
+
+    class Endless(Component):
+        def render(self) -> object:
+            return self
+
+    assert [Pair(5).to_json()["rows"], Pair(0).to_json()["title"]] == [[["value", 2]], "Pair cannot be shown"]
+    assert Page().to_json() == {"type": "html", "html": "<b>x</b>"} and "nested more than" in Endless().to_json()["text"]
+
+
 def test_a_timeline_counts_all_and_keeps_the_last() -> None:
     timeline = EventsTimeline(max_events=3)
     for i in range(10):
@@ -1128,3 +1148,12 @@ def test_the_options_of_a_card_stay_those_of_the_spec() -> None:
 
     assert {"type", "id", "refresh_interval_s", "timeout_s", "options", "save_errors", "customize"} <= names
     assert not hasattr(builtins, "card") or os.environ.get("PYTEST_CURRENT_TEST")
+
+
+def test_the_card_of_a_killed_attempt_is_ended_by_its_reader() -> None:
+    running = read(packed(Markdown("so far")))
+    killed = wire.ended(running, {"reason": "oom", "message": "more than 2 GB"})
+
+    assert [part.get("title") for part in killed["components"]] == [None, "oom: more than 2 GB"] and killed["state"] == "failed"
+    assert wire.checked(killed) == killed and wire.ended(killed, None) == killed and running["state"] == "running"
+    assert wire.ended(running, None)["components"][1]["title"] == "Stopped: the attempt ended"

@@ -93,15 +93,21 @@ def error_fields(title: str, why: str) -> dict[str, Json]:
 
 
 class Component:
-    """Base of all components. Fields are replaced, never changed, so that what was frozen stays as it was."""
+    """Base of all components. Fields are replaced, never changed, so that what was frozen stays as it was.
+
+    One's own component is a subclass whose `render` gives what is shown at a refresh: other components, or HTML as a text.
+    """
 
     type: ClassVar[str] = ""
+    # Of the class, since a component of one's own may have an __init__ that does not call this one.
+    id: str | None = None  # under which a card holds it
+    _fields: dict[str, Json] = {}  # noqa: RUF012 (replaced, never changed)
+    _problem: str | None = None
+    _frozen: Frozen | None = None
 
-    def __init__(self) -> None:
-        self.id: str | None = None  # under which a card holds it
-        self._fields: dict[str, Json] = {}
-        self._problem: str | None = None
-        self._frozen: Frozen | None = None
+    def render(self) -> object:
+        """See above; None: the component is one of ours."""
+        return None
 
     @property
     def component_id(self) -> str | None:
@@ -135,6 +141,8 @@ class Component:
             return Frozen(error_fields(f"{type(self).__name__} cannot be shown", self._problem))
         if depth > NESTED:
             return Frozen(error_fields(f"{type(self).__name__} cannot be shown", f"components are nested more than {NESTED} deep"))
+        if type(self).render is not Component.render:
+            return self._rendered().freeze(depth + 1)
         nested: list[Component] = []
         fields = {"type": self.type}
         for name, part in list(self._parts().items()):
@@ -144,6 +152,15 @@ class Component:
         if not nested:
             self._frozen = found
         return found
+
+    def _rendered(self) -> Component:
+        from flowbook.cards import convert
+
+        try:
+            found = self.render()
+        except Exception as error:
+            return Error(error, f"{type(self).__name__} cannot be shown")
+        return HTML(found) if isinstance(found, str) else convert.component_of(found)
 
     def to_json(self) -> dict[str, Json]:
         """Plain JSON types, newly made."""
@@ -176,7 +193,6 @@ class Markdown(Component):
     type = "markdown"
 
     def __init__(self, text: object = "") -> None:
-        super().__init__()
         self.update(text)
 
     def update(self, text: object) -> None:
@@ -190,7 +206,6 @@ class Error(Component):
     type = "error"
 
     def __init__(self, exception: BaseException | str, title: str | None = None) -> None:
-        super().__init__()
         with self._taking():
             if isinstance(exception, BaseException):
                 shown = "".join(traceback.format_exception(exception))
@@ -206,7 +221,6 @@ class PythonCode(Component):
     type = "code"
 
     def __init__(self, code_func: Callable[..., object] | None = None, code_string: str | None = None) -> None:
-        super().__init__()
         with self._taking():
             if code_func is not None:
                 import inspect
@@ -224,7 +238,6 @@ class HTML(Component):
     type = "html"
 
     def __init__(self, html: str = "", height: int | None = None) -> None:
-        super().__init__()
         self.update(html, height)
 
     def update(self, html: str, height: int | None = None) -> None:
@@ -248,7 +261,6 @@ class Table(Component):
     type = "table"
 
     def __init__(self, data: object = None, headers: Sequence[object] | None = None, disable_updates: bool = False) -> None:
-        super().__init__()
         self.update(data, headers)
 
     def update(self, data: object = None, headers: Sequence[object] | None = None) -> None:
@@ -326,7 +338,6 @@ class VegaChart(Component):
     type = "vega"
 
     def __init__(self, spec: object, show_controls: bool = False) -> None:
-        super().__init__()
         self._set(controls=bool(show_controls) or None)
         self.update(spec)
 
@@ -410,7 +421,6 @@ class LineChart(Component):
     type = "lines"
 
     def __init__(self, title: str | None = None, x_label: str | None = None) -> None:
-        super().__init__()
         self._lines: dict[str, Line] = {}
         self._set(title=_title(title), x_label=_title(x_label))
 
@@ -441,7 +451,6 @@ class Image(Component):
     type = "image"
 
     def __init__(self, src: object = None, label: str | None = None, disable_updates: bool = True) -> None:
-        super().__init__()
         self._take(src, label)
 
     def update(self, image: object, label: str | None = None) -> None:
@@ -518,7 +527,6 @@ class ProgressBar(Component):
     def __init__(
         self, max: float = 100, label: str | None = None, value: float = 0, unit: str | None = None, metadata: str | None = None
     ) -> None:
-        super().__init__()
         with self._taking():
             self._set(max=plain.number(max), label=_title(label), unit=_title(unit))
         self.update(value, metadata)
@@ -544,7 +552,6 @@ class ValueBox(Component):
         theme: str | None = None,
         change_indicator: str | None = None,
     ) -> None:
-        super().__init__()
         self.update(title, value, subtitle, theme, change_indicator)
 
     def update(
@@ -574,7 +581,6 @@ class Artifact(Component):
     type = "artifact"
 
     def __init__(self, artifact: object, name: str | None = None, compressed: bool = True) -> None:
-        super().__init__()
         self._set(name=_title(name))
         self.update(artifact)
 
@@ -593,7 +599,6 @@ class _Viewer(Component):
         show_copy_button: bool = True,
         title: str | None = None,
     ) -> None:
-        super().__init__()
         height = max_height if isinstance(max_height, str) and CSS_LENGTH.match(max_height) else None
         self._set(title=_title(title), collapsible=bool(collapsible), max_height=height, copy=bool(show_copy_button))
         self.update(data)
@@ -621,7 +626,6 @@ class EventsTimeline(Component):
     type = "timeline"
 
     def __init__(self, title: str | None = None, max_events: int = 100) -> None:
-        super().__init__()
         self._events: tuple[Json, ...] = ()
         self._count = 0
         self._first: float | None = None

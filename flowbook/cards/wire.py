@@ -66,6 +66,18 @@ def broken(why: str) -> dict[str, Json]:
     return {"v": VERSION, "id": "?", "type": "error", "state": "failed", "n": 0, "components": [error]}
 
 
+def ended(card: Mapping[str, Json], error: Mapping[str, Json] | None) -> dict[str, Json]:
+    """The last card of an attempt that ended before it could say so (killed, out of memory, out of time), for those who know it from
+    the log. `card` is what `read` gave, `error` is ERROR of docs/internals.md."""
+    if card.get("state") != "running":
+        return dict(card)
+    title = (
+        f"{(error or {}).get('type') or (error or {}).get('reason') or 'Stopped'}: {(error or {}).get('message') or 'the attempt ended'}"
+    )
+    shown = {"id": "flowbook:error", **error_fields(title, str((error or {}).get("traceback") or (error or {}).get("message") or ""))}
+    return {**card, "state": "failed", "components": [*card["components"], shown]}
+
+
 def checked(card: Json) -> dict[str, Json]:
     """A card of JSON types made safe; newly made, so that what is given stays as it is."""
     if not isinstance(card, dict):

@@ -128,7 +128,7 @@ class LiveCard:
 
         `step` is the place on the x axis; without it the points are counted. Draws itself: no append, no refresh.
         """
-        for each, found in ({name: value} if name is not None else {}).items() | more.items():
+        for each, found in [*([(name, value)] if name is not None else []), *more.items()]:
             self._chart(chart or str(each)).add(str(each), found, step)
         self.refresh()
 
