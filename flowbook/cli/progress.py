@@ -80,7 +80,7 @@ class Screen:
     # ---- what the run tells -----------------------------------------------------------------------------------------------
 
     def event(self, event: Mapping[str, Any], state: RunState | None) -> None:
-        """One event of the log, after it was recorded."""
+        """One event of the log, after it was recorded; `settled` follows after the last that `state` knows."""
         kind = event["e"]
         if kind == "run_started":
             self.say(
@@ -98,8 +98,6 @@ class Screen:
         line.last = event["at"]
         if kind in ("launched", "reused", "succeeded", "failed", "lost", "skipped"):
             getattr(self, f"_on_{kind}")(task, event, line, state)
-        if state is not None:
-            self._tell_done(state)
 
     def _on_launched(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         for note in event.get("notes", ()):
@@ -136,8 +134,11 @@ class Screen:
         elif told == MOST_FAILURES + 1:
             self.say(f"(a further {kind} of this step is only counted)")
 
-    def _tell_done(self, state: RunState) -> None:
-        """Say of each step that has just ended how it went. A step has ended when those before it have, and no task of it is open."""
+    def settled(self, state: RunState) -> None:
+        """All events so far were told: say of each step that has just ended how it went.
+
+        A step has ended when those before it have, and no task of it is open.
+        """
         for name, line in self._lines.items():
             if line.done or line.begun is None:
                 continue

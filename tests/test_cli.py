@@ -1,0 +1,845 @@
+"""The command line: what is typed, what is said back, with which exit code; and runs driven by it, as processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flowbook import FlowSpec, Parameter, step
+from flowbook.cli import FAILED, INTERRUPTED, NOT_CONFIGURED, SUCCEEDED, TERMINATED, WRONG, arguments, commands, program, single, text
+from flowbook.cli.progress import MOST_FAILURES, Screen
+from flowbook.engine import events
+from flowbook.engine.events import Task
+from flowbook.engine.state import RunState
+from flowbook.errors import DefinitionError
+from flowbook.spec.flow import Foreach, Next, Options, Spec, Step
+
+REPO = Path(__file__).parent.parent
+
+TRAIN = '''
+from flowbook import FlowSpec, Parameter, step
+
+class TrainFlow(FlowSpec):
+    """Train a model and evaluate it."""
+
+    alpha = Parameter("alpha", default=0.1, help="learning rate, 100% of the time")
+    fail_at = Parameter("fail_at", default=-1)
+
+    @step
+    def start(self):
+        """Make rates."""
+        self.rates = [0.1, 0.2, 0.3]
+        self.next(self.train, foreach="rates")
+
+    @step
+    def train(self):
+        print("training on", self.input)
+        if self.index == self.fail_at:
+            raise ValueError(f"bad {self.input}")
+        self.score = self.input * 2
+        self.next(self.best)
+
+    @step
+    def best(self, inputs):
+        self.top = max(each.score for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("top", self.top, "alpha", self.alpha)
+
+if __name__ == "__main__":
+    TrainFlow()
+'''
+ONE = """
+from flowbook import FlowSpec, step
+
+class {name}(FlowSpec):
+    @step(start=True, end=True)
+    def only(self):
+        {body}
+"""
+
+
+@dataclass
+class Shell:
+    """A folder with flow files, and a store of its own."""
+
+    folder: Path
+
+    def write(self, name: str, source: str) -> str:
+        (self.folder / name).write_text(source)
+        return name
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWBOOK_", "METAFLOW_"))}
+        return {**kept, "PYTHONPATH": str(REPO), "FLOWBOOK_STORE": str(self.folder / "store"), "NO_COLOR": "", "COLUMNS": "200"}
+
+    def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """``shell("train.py", "run")`` is ``python train.py run``; ``shell("-m", "flowbook", …)`` the program."""
+        return subprocess.run([sys.executable, *words], cwd=self.folder, env=self.env | env, capture_output=True, text=True)
+
+    def flowbook(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self("-m", "flowbook", *words)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, *words], cwd=self.folder, env=self.env, stdout=-1, stderr=-1, text=True)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    found = Shell(tmp_path)
+    found.write("train.py", TRAIN)
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A shell in which run 1 has succeeded, run 2 has failed, and run 3 has gone on with it."""
+    shell = Shell(tmp_path_factory.mktemp("done"))
+    shell.write("train.py", TRAIN)
+    first = shell("train.py", "run", "--tag", "nightly", "--run-id-file", "id.txt")
+    second = shell("train.py", "run", "--fail_at", "1")
+    third = shell("train.py", "resume", "--fail-at=-1")
+    assert (first.returncode, second.returncode, third.returncode) == (SUCCEEDED, FAILED, SUCCEEDED), first.stderr + third.stderr
+    shell.first, shell.second, shell.third = first, second, third  # type: ignore[attr-defined]
+    return shell
+
+
+def no_traceback_of_ours(said: str) -> bool:
+    return "flowbook/cli" not in said and "flowspec.py" not in said and "argparse" not in said
+
+
+# ---- what is typed ------------------------------------------------------------------------------------------------------------
+
+
+class Sample(FlowSpec):
+    """A flow that is only read here."""
+
+    alpha = Parameter("alpha", default=0.1, help="a rate, 5% or so")
+    learning_rate = Parameter("learning_rate", default=0.1)
+    fast = Parameter("fast", default=False)
+    name_of = Parameter("label", required=True, type=str, help="how it is called")
+
+    @step(start=True, end=True)
+    def only(self) -> None:
+        pass
+
+
+def split(*words: str) -> arguments.Given:
+    found = arguments.split(words, "python flow.py", commands.COMMANDS, Sample)
+    assert found is not None
+    return found
+
+
+def parse(*words: str) -> arguments.argparse.Namespace:  # type: ignore[name-defined]
+    given = split(*words)
+    return arguments.parse(commands.COMMANDS[given.command], given, Sample)
+
+
+def test_with_may_stand_before_and_after_the_command() -> None:
+    assert parse("--with", "retry:times=2", "run", "--with", "card").withs == ["retry:times=2", "card"]
+    assert parse("--with=kubernetes", "run").withs == ["kubernetes"]
+
+
+def test_options_of_metaflow_before_the_command_are_accepted_and_told() -> None:
+    given = split("--no-pylint", "--metadata", "local", "--datastore=s3", "--environment", "conda", "--quiet", "run", "--alpha", "1")
+
+    assert given.command == "run" and given.quiet
+    assert given.ignored == ("--metadata", "--datastore", "--environment")
+
+
+def test_parameters_are_options_whose_text_is_read_later() -> None:
+    assert parse("run", "--alpha", "-0.5", "--learning-rate=3", "--label", "x y").params == {
+        "alpha": "-0.5",
+        "learning_rate": "3",
+        "label": "x y",
+    }
+
+
+def test_a_boolean_parameter_needs_no_value() -> None:
+    assert parse("run", "--fast", "--tag", "a").params == {"fast": "true"}
+    assert parse("run", "--fast", "False").params == {"fast": "False"}
+
+
+def test_a_tag_may_be_given_several_times() -> None:
+    assert parse("run", "--tag", "a", "--tag", "b").tag == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "remedy"),
+    [
+        (["rnu"], "there is no command 'rnu'", "Did you mean 'run'?"),
+        (["run", "--alpah", "3"], "there is no option --alpah", "Did you mean '--alpha'?"),
+        (["run", "--alpah=3"], "there is no option --alpah", "Did you mean '--alpha'?"),
+        (["--alpha", "3", "run"], "there is no option --alpha before the command", "`python flow.py run --alpha …`"),
+        (["--wiht", "card", "run"], "there is no option --wiht", "Did you mean '--with'?"),
+        (["run", "train"], "'train' is too much", "`python flow.py run --help`"),
+        (["run", "--alpha"], "argument --alpha: expected one argument", "--help"),
+        (["run", "--max-workers", "0"], "number of workers (1 or more)", "--help"),
+        (["run", "--max-workers", "many"], "number of workers (1 or more)", "--help"),
+        (["--metadata"], "--metadata takes a value", "--help"),
+        (["graph", "--dot", "--json"], "not allowed with", "--help"),
+        (["tag"], "the following arguments are required", "--help"),
+        (["logs"], "required: RUN/STEP", "--help"),
+        (["tag", "replace", "a"], "required: TAG", "tag replace --help"),
+        (["package", "build"], "invalid choice: 'build'", "--help"),
+    ],
+)
+def test_a_mistake_names_what_was_typed_and_the_next_move(words: list[str], what: str, remedy: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        parse(*words)
+
+    finding = caught.value.findings[0]
+    assert what in finding.what and remedy in finding.remedy
+
+
+def test_all_unknown_options_are_told_at_once() -> None:
+    with pytest.raises(DefinitionError) as caught:
+        parse("run", "--alpah", "1", "--fats")
+
+    assert ["--alpah" in str(caught.value), "--fats" in str(caught.value)] == [True, True]
+
+
+@pytest.mark.parametrize("name", list(commands.COMMANDS))
+def test_every_command_has_a_help_and_is_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(name, "--help")
+
+    command = commands.COMMANDS[name]
+    assert ended.value.code == 0 and command.help in capsys.readouterr().out
+    assert callable(command.load())
+
+
+def test_the_help_of_run_shows_the_parameters_with_type_default_and_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("run", "--help")
+
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--alpha FLOAT a rate, 5% or so (a number; default 0.1)" in shown
+    assert "--label STR how it is called (a text; required)" in shown
+    assert "--learning_rate FLOAT" in shown and "--learning-rate" not in shown
+
+
+def test_the_overview_lists_the_commands_and_the_flows_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert arguments.split([], "python flow.py", commands.COMMANDS, Sample) is None
+
+    shown = capsys.readouterr().out
+    assert "A flow that is only read here." in shown
+    assert all(re.search(rf"^  {name} ", shown, re.MULTILINE) for name in commands.COMMANDS if name != "export")
+
+
+def test_configs_are_taken_out_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+    monkeypatch.setattr("flowbook.spec.parameters.set_config_sources", lambda files, values: told.update(files=files, values=values))
+
+    given = split("--config", "c", "c.json", "run", "--config-value", "d", "{}", "--alpha", "1")
+
+    assert (given.rest, told) == (["--alpha", "1"], {"files": {"c": "c.json"}, "values": {"d": "{}"}})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["lr"], "'lr' is not NAME=JSON"),
+        (["=3"], "'=3' is not NAME=JSON"),
+        (["a b=3"], "is not NAME=JSON"),
+        (["lr=fast"], "A text is written in quotes: --input 'lr=\"fast\"'"),
+        (["lr="], "the value of lr is not JSON"),
+    ],
+)
+def test_an_input_that_cannot_be_read_says_how_it_is_written(words: list[str], told: str) -> None:
+    with pytest.raises(DefinitionError, match=re.escape(told)):
+        single.read_inputs(words)
+
+
+def test_inputs_are_json() -> None:
+    assert single.read_inputs(["lr=0.1", 'name="a=b"', "xs=[1, 2]"]) == {"lr": 0.1, "name": "a=b", "xs": [1, 2]}
+
+
+# ---- what is shown ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "plain", "coloured"),
+    [
+        ("text", "text", "text"),
+        ("10%\r20%\r", "20%", "20%"),
+        ("\x1b[31mred", "red", "\x1b[31mred\x1b[0m"),
+        ("\x1b[31mred\x1b[0m", "red", "\x1b[31mred\x1b[0m"),
+        ("\x1b[2J\x1b[Hgone \x1b]0;title\x07\x00\x9b", "gone ", "gone "),
+        ("tab\tstays", "tab\tstays", "tab\tstays"),
+    ],
+)
+def test_what_a_task_prints_may_colour_but_move_nothing(line: str, plain: str, coloured: str) -> None:
+    assert (text.clean(line, False), text.clean(line, True)) == (plain, coloured)
+
+
+def test_an_unknown_word_is_answered_with_the_nearest_and_all() -> None:
+    assert text.meant("trian", ["start", "train"], "Steps") == "Did you mean 'train'? Steps: start, train."
+    assert text.meant("x", [], "Runs") == "Runs: none."
+
+
+class Stage:
+    """A Screen, fed with events of a run that nothing carries out."""
+
+    def __init__(self, width: int, *, quiet: bool = False) -> None:
+        start = Step("start", "", "f", "f", next=Next("foreach", ("train",), "xs"), hosted=("train",), saves=("xs",))
+        each = Foreach("x", "xs", ("x",))
+        train = Step("train", "", "f", "f", Options(foreach=each), ("train",), host="start")
+        self.spec = Spec("demo", "7", (start, train))
+        self.state, self.out = RunState(self.spec), io.StringIO()
+        self.screen, self.width = Screen(self.spec, self.out, quiet), width
+        self.happened(events.run_started(0))
+        self.happened(events.launched(Task("start"), 1))
+        plans = {"train": {"count": width, "items": "h"}}
+        self.happened(events.succeeded(Task("start"), 2, missing=[], plans=plans))
+
+    def happened(self, event: dict[str, object]) -> None:
+        self.state.apply(event)
+        self.screen.event(event, self.state)
+        self.screen.settled(self.state)
+
+    def train(self, i: int, ended: Callable[..., dict[str, object]] = events.succeeded, **facts: object) -> None:
+        self.happened(events.launched(Task("train", (i,)), 3 + i))
+        self.happened(ended(Task("train", (i,)), 4 + i, **facts))
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.getvalue().splitlines()
+
+
+def test_a_fan_out_of_a_thousand_tasks_prints_two_lines() -> None:
+    stage = Stage(1000)
+    for i in range(1000):
+        stage.train(i)
+
+    assert stage.lines == [
+        "run 7 of demo",
+        "start starts",
+        "start done: 1.0 s",
+        "train starts",
+        "train done: 1,000 of 1,000 tasks, 16 min 40 s",
+    ]
+
+
+def test_of_many_failures_a_few_are_told_and_all_are_counted() -> None:
+    stage = Stage(100)
+    for i in range(100):
+        stage.train(i, events.failed, error={"type": "ValueError", "message": f"bad {i}\nmore", "item": str(i)})
+
+    failures = [line for line in stage.lines if "ValueError" in line]
+    assert len(failures) == MOST_FAILURES and failures[0] == "train[0] (item 0) failed in attempt 0: ValueError: bad 0"
+    assert stage.lines[-1].startswith("train ended: 0 of 100 tasks, 100 failed")
+
+
+def test_quiet_leaves_only_what_tasks_print(tmp_path: Path) -> None:
+    stage = Stage(1, quiet=True)
+    (tmp_path / "output").write_bytes(b"10%\r20%\nhalf a li")
+    stage.happened(events.launched(Task("train", (0,)), 3))
+    stage.screen.output(Task("train", (0,)), 0, tmp_path / "output")
+    assert stage.lines == ["[7/train/0] 20%"]
+
+    with (tmp_path / "output").open("ab") as more:
+        more.write(b"ne")
+    stage.screen.output(Task("train", (0,)), 0, tmp_path / "output")
+    stage.happened(events.succeeded(Task("train", (0,)), 4))
+    assert stage.lines == ["[7/train/0] 20%", "[7/train/0] half a line"]
+
+
+def test_output_of_a_binary_that_never_ends_its_line_needs_little_memory(tmp_path: Path) -> None:
+    stage = Stage(1)
+    (tmp_path / "output").write_bytes(b"\xff\x00" * 2_000_000)
+    stage.happened(events.launched(Task("train", (0,)), 3))
+
+    stage.screen.output(Task("train", (0,)), 0, tmp_path / "output")
+
+    assert sum(len(tail.rest) for tail in stage.screen._tails.values()) <= 10_000
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    screen = Screen(Spec("demo", "1", ()), Closed())
+    screen.say("one")
+    screen.say("two")
+
+
+# ---- files that are no flow ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "words"),
+    [
+        ("missing.py", None, ["missing.py: there is no such file", "train.py"]),
+        ("empty.py", "x = 1", ["empty.py: has no flow", "flowbook.FlowSpec"]),
+        ("broken.py", "def f(:\n", ["broken.py: is not valid Python", "def f(:", "SyntaxError"]),
+        ("raises.py", "def f():\n    return 1 / 0\nf()\n", ["the file raised ZeroDivisionError", 'raises.py", line 2', "return 1 / 0"]),
+        ("imports.py", "import nothing_of_that_name\n", ["the file raised ModuleNotFoundError", "nothing_of_that_name"]),
+        ("binary.py", "\0", ["is not valid Python"]),
+        ("book.ipynb", "{}", ["is a notebook", "flowbook export book.ipynb"]),
+    ],
+)
+def test_a_file_without_a_flow_is_explained(shell: Shell, name: str, source: str | None, words: list[str]) -> None:
+    if source is not None:
+        shell.write(name, source)
+    found = shell.flowbook("run", name)
+
+    assert found.returncode == WRONG
+    assert all(word in found.stderr for word in words), found.stderr
+    assert no_traceback_of_ours(found.stderr) and "runpy" not in found.stderr
+
+
+def test_of_two_flows_in_a_file_one_has_to_be_named(shell: Shell) -> None:
+    shell.write("two.py", ONE.format(name="AFlow", body="print('this is A')") + ONE.format(name="BFlow", body="print('this is B')"))
+
+    unclear = shell.flowbook("run", "two.py")
+    assert unclear.returncode == WRONG and "has 2 flows: AFlow, BFlow" in unclear.stderr and "two.py:AFlow" in unclear.stderr
+
+    chosen = shell.flowbook("run", "two.py:BFlow")
+    assert chosen.returncode == SUCCEEDED and "this is B" in chosen.stdout and "this is A" not in chosen.stdout
+
+    wrong = shell.flowbook("run", "two.py:CFlow")
+    assert wrong.returncode == WRONG and "has no flow 'CFlow'" in wrong.stderr
+
+
+def test_a_flow_that_others_build_on_is_not_one_itself() -> None:
+    class Base(FlowSpec):
+        pass
+
+    class Derived(Base):
+        pass
+
+    module = type(sys)("flows")
+    for cls in (Base, Derived):
+        cls.__module__ = "flows"
+        setattr(module, cls.__name__, cls)
+
+    assert program.classes_in(module) == [Derived]
+
+
+def test_a_file_that_creates_its_flow_runs_by_flowbook_as_by_python(shell: Shell) -> None:
+    found = shell.flowbook("--quiet", "run", "train.py", "--alpha", "0.5")
+
+    assert found.returncode == SUCCEEDED and "top 0.6 alpha 0.5" in found.stdout, found.stderr
+
+
+def test_modules_beside_the_file_are_found_and_those_of_the_working_folder_are_not(shell: Shell) -> None:
+    (shell.folder / "flows").mkdir()
+    (shell.folder / "flows" / "beside.py").write_text("WORD = 'beside the file'")
+    (shell.folder / "beside.py").write_text("WORD = 'in the working folder'")
+    shell.write("flows/one.py", ONE.format(name="OneFlow", body="import beside; print(beside.WORD)"))
+
+    assert "beside the file" in shell.flowbook("run", "flows/one.py").stdout
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_shows_its_steps_and_each_line_that_tasks_print(done: Shell) -> None:
+    lines = done.first.stdout.splitlines()  # type: ignore[attr-defined]
+
+    assert lines[0] == "run 1 of TrainFlow"
+    assert {"[1/train/0] training on 0.1", "[1/train/2] training on 0.3", "[1/end/0] top 0.6 alpha 0.1"} <= set(lines)
+    assert any(re.match(r"train done: 3 of 3 tasks, ", line) for line in lines)
+    assert lines[-1].startswith("run 1 of TrainFlow succeeded after ")
+    assert "\x1b" not in done.first.stdout and "\r" not in done.first.stdout  # type: ignore[attr-defined]
+    assert (done.folder / "id.txt").read_text() == "1"
+
+
+def test_a_failed_run_shows_the_users_traceback_the_item_the_last_lines_and_the_next_move(done: Shell) -> None:
+    said = done.second.stderr  # type: ignore[attr-defined]
+
+    assert 'raise ValueError(f"bad {self.input}")' in said
+    line = 1 + next(i for i, line in enumerate(TRAIN.splitlines()) if "raise" in line)
+    assert f"error: train[1] of run 2, at train.py, line {line}, item 0.2: ValueError: bad 0.2" in said
+    assert "last lines printed by train[1]:\n    training on 0.2" in said
+    assert "2 of 3 tasks of train succeeded, 1 failed. Not run: best, end." in said
+    assert "`python train.py resume` runs only what is missing" in said
+    assert no_traceback_of_ours(said)
+
+
+def test_a_resume_with_a_changed_parameter_runs_what_depends_on_it(done: Shell) -> None:
+    shown = done.third.stdout  # type: ignore[attr-defined]
+
+    assert "run 3 of TrainFlow, which goes on with run 2" in shown
+    assert "start done: 1 taken over" in shown and "[3/train/1] training on 0.2" in shown
+
+
+def test_a_resume_takes_the_parameters_of_its_origin(shell: Shell) -> None:
+    assert shell("train.py", "run", "--alpha", "7", "--fail_at", "9").returncode == SUCCEEDED
+
+    again = shell("train.py", "resume", "end", "--origin-run-id", "1")
+
+    assert again.returncode == SUCCEEDED and "top 0.6 alpha 7.0" in again.stdout
+    assert "train done: 3 of 3 tasks, 3 taken over" in again.stdout and "training" not in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["resume", "--origin-run-id", "12"], ["there is no run '12' of TrainFlow", "newest first: 3, 2, 1"]),
+        (["resume", "trian"], ["has no step 'trian'", "Did you mean 'train'?"]),
+        (["run", "--alpha", "fast", "--fail_at", "x"], ["`--alpha fast`", "`--fail_at x`", "a whole number is expected"]),
+        (["run", "--with", "rerty"], ["rerty", "retry"]),
+        (["run", "--tag", ""], ["is empty"]),
+        (["logs", "9/train"], ["there is no run '9'"]),
+        (["logs", "1/trian"], ["has no step 'trian'", "Did you mean 'train'?"]),
+        (["logs", "1/train/8"], ["has no task '8'", "Tasks: 0, 1, 2"]),
+        (["logs", "1/train/0/x"], ["is not RUN/STEP/TASK", "3/train/0"]),
+        (["dump", "1/end", "--include", "tpo"], ["has no artifact 'tpo'", "Did you mean 'top'?"]),
+        (["tag", "remove", "nihgtly", "--run-id", "1"], ["no tag 'nihgtly'", "Did you mean 'nightly'?"]),
+        (["tag", "list", "--run-id", "x"], ["there is no run 'x'"]),
+        (["runs", "--state", "sucess"], ["there is no state 'sucess'"]),
+        (["card", "get", "1/train"], ["no card", "@card"]),
+        (["gc", "--keep", "-1"], ["--keep -1"]),
+        (["test", "trian"], ["has no step 'trian'", "Did you mean 'train'?"]),
+        (["test", "train", "--input", "x"], ["not NAME=JSON"]),
+    ],
+)
+def test_bad_input_is_answered_with_what_there_is(done: Shell, words: list[str], told: list[str]) -> None:
+    found = done("train.py", *words)
+
+    assert found.returncode == WRONG, found.stderr
+    assert all(word in found.stderr for word in told), found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_nothing_is_resumed_before_there_is_a_run(shell: Shell) -> None:
+    found = shell("train.py", "resume")
+
+    assert found.returncode == WRONG and "TrainFlow has no run yet" in found.stderr and "`python train.py run`" in found.stderr
+
+
+@pytest.mark.parametrize("words", [["--with", "kubernetes", "run"], ["run", "--with", "kubernetes:namespace=x"]])
+def test_kubernetes_is_parsed_and_refused_as_not_configured(shell: Shell, words: list[str]) -> None:
+    found = shell("train.py", *words)
+
+    assert found.returncode == NOT_CONFIGURED
+    assert "no cluster is set up here" in found.stderr and "Nothing was run" in found.stderr
+    assert not (shell.folder / "store").exists()
+
+
+def test_with_retry_adds_it_to_the_steps(shell: Shell) -> None:
+    found = shell("train.py", "--with", "retry:times=1,minutes_between_retries=0", "run", "--fail_at", "0")
+
+    assert found.returncode == FAILED
+    assert "train[0] (item 0.1) failed in attempt 0: ValueError: bad 0.1, it is tried again" in found.stdout
+    assert "failed in attempt 1: ValueError" in found.stdout
+
+
+def test_findings_of_the_check_are_told_all_at_once(shell: Shell) -> None:
+    shell.write("wrong.py", TRAIN.replace("self.next(self.best)", "self.next(self.bets)").replace("self.next(self.end)", "pass"))
+    checked, started = shell("wrong.py", "check"), shell("wrong.py", "run")
+
+    assert (checked.returncode, started.returncode) == (WRONG, WRONG)
+    assert checked.stderr == started.stderr
+    assert "bets" in checked.stderr and "step best" in checked.stderr and no_traceback_of_ours(checked.stderr)
+
+
+def test_a_process_killed_by_itself_is_told_with_its_reason(shell: Shell) -> None:
+    shell.write("dies.py", ONE.format(name="DiesFlow", body="import os; os._exit(7)") + "DiesFlow()")
+    found = shell("dies.py", "run")
+
+    assert found.returncode == FAILED and "os._exit(7)" in found.stderr and "`python dies.py resume`" in found.stderr
+
+
+def test_what_a_task_prints_cannot_move_the_cursor(shell: Shell) -> None:
+    shell.write(
+        "prints.py", ONE.format(name="PrintsFlow", body=r"print('\x1b[2Jgone\x1b[31m red'); print('10%\r20%\r100%')") + "PrintsFlow()"
+    )
+    found = shell("prints.py", "run")
+
+    assert "[1/only/0] gone red\n[1/only/0] 100%\n" in found.stdout
+
+
+WAITS = ONE.format(name="WaitsFlow", body="print('ready', flush=True); import time; time.sleep(600)") + "WaitsFlow()"
+STUBBORN = WAITS.replace("print('ready'", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'")
+
+
+def until(process: subprocess.Popen[str], word: str) -> list[str]:
+    """The lines up to the one with that word."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            return lines
+    raise AssertionError(f"{word} never came: {lines}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+def test_a_signal_stops_the_run_tidily_and_says_how_to_go_on(shell: Shell, number: signal.Signals, code: int) -> None:
+    shell.write("waits.py", WAITS)
+    process = shell.start("waits.py", "run")
+    until(process, "ready")
+
+    process.send_signal(number)
+    out, err = process.communicate()
+
+    assert process.returncode == code
+    assert "`python waits.py resume` goes on with it" in err and "Traceback" not in err
+    assert "only ended: 1 stopped" in out
+    listed = json.loads(shell("waits.py", "runs", "--json").stdout)
+    assert listed["state"] == "stopped"
+
+
+def test_the_second_signal_ends_a_task_that_does_not_heed_the_first(shell: Shell) -> None:
+    shell.write("waits.py", STUBBORN)
+    process = shell.start("waits.py", "run")
+    until(process, "ready")
+
+    process.send_signal(signal.SIGINT)
+    until(process, "once more")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+
+    assert process.returncode == INTERRUPTED and "ended at once" in out
+
+
+def test_a_stopped_run_goes_on_where_it_was(shell: Shell) -> None:
+    body = "import os, time; print('ready', flush=True); time.sleep(0 if os.path.exists('go') else 600)"
+    shell.write("waits.py", ONE.format(name="WaitsFlow", body=body) + "WaitsFlow()")
+    process = shell.start("waits.py", "run")
+    until(process, "ready")
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    shell.write("go", "")
+
+    again = shell("waits.py", "resume")
+
+    assert again.returncode == SUCCEEDED and "which goes on with run 1" in again.stdout
+
+
+# ---- a terminal ---------------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(shell: Shell, *words: str, press: tuple[list[str], bytes] | None = None, **env: str) -> tuple[int, str]:
+    """Run with a terminal of its own; `press`: once those words were shown, these keys are pressed."""
+    leader, follower = pty.openpty()
+    given = {**shell.env, "TERM": "xterm-256color", **env}
+    command = [sys.executable, *words]
+    process = subprocess.Popen(
+        command,
+        cwd=shell.folder,
+        env=given,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+        preexec_fn=_take_terminal,
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            data = os.read(leader, 65536)
+        except OSError:
+            break
+        shown += data
+        if press is not None and all(word.encode() in shown for word in press[0]):
+            os.write(leader, press[1])
+            press = None
+        if not data:
+            break
+    os.close(leader)
+    return process.wait(), shown.decode("utf-8", "replace")
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_terminal_gets_colours_and_a_live_table_that_is_gone_at_the_end(shell: Shell) -> None:
+    body = "import os, time\n        print('ready', flush=True)\n        while not os.path.exists('go'): time.sleep(0.01)"
+    shell.write("waits.py", ONE.format(name="WaitsFlow", body=body) + "WaitsFlow()")
+    code, shown = on_a_terminal(shell, "waits.py", "run", press=(["1 running", "ready"], b"\x03"))
+
+    assert code == INTERRUPTED
+    assert "\x1b[36m[1/only/0]\x1b[0m ready" in shown
+    assert "0 of 1" in shown and "\x1b[?25h" in shown  # the cursor is back
+    assert "Ctrl-C: the run is being stopped" in shown
+
+
+def test_a_short_run_on_a_terminal_needs_no_table(shell: Shell) -> None:
+    shell.write("one.py", ONE.format(name="OneFlow", body="print('hello')") + "OneFlow()")
+    code, shown = on_a_terminal(shell, "one.py", "run")
+
+    assert code == SUCCEEDED and "hello" in shown and "\x1b[32m✓" in shown
+
+
+def test_no_color_is_heeded(shell: Shell) -> None:
+    shell.write("one.py", ONE.format(name="OneFlow", body="print('hello')") + "OneFlow()")
+    code, shown = on_a_terminal(shell, "one.py", "run", NO_COLOR="1")
+
+    assert code == SUCCEEDED and "\x1b" not in shown
+
+
+# ---- looking ------------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_newest_first_and_by_tag_and_state(done: Shell) -> None:
+    def listed(*words: str) -> list[str]:
+        return [json.loads(line)["run"] for line in done("train.py", "runs", "--json", *words).stdout.splitlines()]
+
+    assert listed() == ["3", "2", "1"]
+    assert listed("--tag", "nightly") == ["1"]
+    assert listed("--state", "failed") == ["2"]
+    assert listed("-n", "1") == ["3"]
+    shown = done("train.py", "runs").stdout.splitlines()
+    assert shown[0].split()[:2] == ["run", "state"] and shown[2].split()[:2] == ["2", "failed"]
+
+
+def test_without_a_file_the_store_is_asked_by_the_flows_name(done: Shell) -> None:
+    assert done.flowbook("runs").stdout.splitlines() == ["TrainFlow"]
+    assert [json.loads(line)["run"] for line in done.flowbook("runs", "TrainFlow", "--json").stdout.splitlines()] == ["3", "2", "1"]
+    assert done.flowbook("logs", "TrainFlow/1/end").stdout == "[1/end/0] top 0.6 alpha 0.1\n"
+    wrong = done.flowbook("logs", "TrianFlow/1/end")
+    assert wrong.returncode == WRONG and "Did you mean 'TrainFlow'?" in wrong.stderr
+
+
+def test_logs_are_those_of_a_task_of_a_step_or_of_the_run(done: Shell) -> None:
+    assert done("train.py", "logs", "1/train/1").stdout == "training on 0.2\n"
+    assert done("train.py", "logs", "TrainFlow/1/train/1").stdout == "training on 0.2\n"
+    assert done("train.py", "logs", "1/train").stdout.splitlines()[0] == "[1/train/0] training on 0.1"
+    assert done("train.py", "logs", "latest").stdout.splitlines()[-1] == "[3/end/0] top 0.6 alpha 0.1"
+
+
+def test_what_was_taken_over_shows_what_its_maker_printed(shell: Shell) -> None:
+    shell("train.py", "run")
+    shell("train.py", "resume", "end")
+
+    assert shell("train.py", "logs", "2/train/0").stdout == "training on 0.1\n"
+
+
+def test_dump_shows_artifacts_parameters_included(done: Shell) -> None:
+    shown = done("train.py", "dump", "1/train/1").stdout
+
+    assert shown.splitlines() == ["TrainFlow/1/train/1", "  alpha = 0.1", "  fail_at = -1", "  rates = [0.1, 0.2, 0.3]", "  score = 0.4"]
+    assert done("train.py", "dump", "1/end", "--include", "top").stdout.splitlines()[1:] == ["  top = 0.6"]
+
+
+def test_show_and_graph_tell_what_leads_where(done: Shell) -> None:
+    shown = done("train.py", "show").stdout
+    assert all(
+        word in shown for word in ["Train a model", "start  → train, for each of rates", "joins train", "--alpha: learning rate, 100% of"]
+    )
+
+    plain = done("train.py", "graph").stdout
+    assert plain.splitlines() == ["start  → train, for each of rates", "  train  → best", "best (join)  → end", "end  (the end)"]
+    assert json.loads(done("train.py", "graph", "--json").stdout)["steps"]["start"]["kind"] == "foreach"
+    assert 'start -> train [label="each"];' in done("train.py", "graph", "--dot").stdout
+
+
+def test_check_says_that_nothing_is_wrong(done: Shell) -> None:
+    found = done("train.py", "check")
+
+    assert found.returncode == SUCCEEDED and found.stdout.startswith("TrainFlow: 4 steps, nothing wrong")
+
+
+def test_tags_are_added_removed_replaced_and_listed(shell: Shell) -> None:
+    shell("train.py", "run", "--tag", "a")
+
+    assert shell("train.py", "tag", "add", "b", "c").stdout == "run 1 of TrainFlow: a, b, c\n"
+    assert shell("train.py", "tag", "remove", "a", "--run-id", "1").stdout == "run 1 of TrainFlow: b, c\n"
+    assert shell("train.py", "tag", "replace", "c", "d").stdout == "run 1 of TrainFlow: b, d\n"
+    assert shell("train.py", "tag", "list").stdout == "run 1 of TrainFlow: b, d\n"
+    assert [json.loads(line)["tags"] for line in shell("train.py", "runs", "--json").stdout.splitlines()] == [["b", "d"]]
+
+
+def test_package_lists_the_modules_that_go_along(shell: Shell) -> None:
+    shell.write("beside.py", "X = 1\n")
+    shell.write("one.py", "import beside\n" + ONE.format(name="OneFlow", body="print(beside.X)") + "OneFlow()")
+    shell.write("other.py", "Y = 1\n")
+
+    shown = shell("one.py", "package", "list").stdout
+
+    assert "one.py" in shown and "beside.py" in shown and "other.py" not in shown and "in 2 files" in shown
+
+
+def test_gc_tells_what_it_would_remove_and_removes_it(shell: Shell) -> None:
+    for _ in range(2):
+        shell("train.py", "run")
+
+    assert "would remove 1 run of TrainFlow: 1" in shell("train.py", "gc", "--keep", "1", "--dry-run").stdout
+    assert "removed 1 run of TrainFlow: 1" in shell("train.py", "gc", "--keep", "1").stdout
+    assert [json.loads(line)["run"] for line in shell("train.py", "runs", "--json").stdout.splitlines()] == ["2"]
+
+
+def test_the_version_is_told(shell: Shell) -> None:
+    assert shell.flowbook("version").stdout == shell.flowbook("--version").stdout
+    assert shell("train.py", "--version").stdout.startswith("flowbook ")
+
+
+def test_without_a_command_the_overview_is_shown_and_the_code_says_that_nothing_was_done(shell: Shell) -> None:
+    assert shell("train.py").returncode == shell.flowbook().returncode == WRONG
+    assert "usage: python train.py" in shell("train.py").stdout
+    assert shell("train.py", "--help").returncode == SUCCEEDED
+
+
+def test_a_command_that_needs_a_file_says_so(shell: Shell) -> None:
+    found = shell.flowbook("run")
+
+    assert found.returncode == WRONG and "`flowbook run FLOW.py …`" in found.stderr
+
+
+def test_a_pipe_that_closes_early_is_no_error(done: Shell) -> None:
+    process = done.start("train.py", "logs", "latest")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+
+    assert "Traceback" not in process.stderr.read()
+    process.wait()
+
+
+# ---- one step alone -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_step_runs_alone_and_leaves_no_run(shell: Shell) -> None:
+    found = shell("train.py", "test", "train", "--input", "input=0.5")
+
+    assert found.returncode == SUCCEEDED, found.stderr
+    assert found.stdout.splitlines() == ["training on 0.5", "score = 1.0", "next: best"]
+    assert not (shell.folder / "store").exists()
+
+
+def test_a_join_alone_gets_its_inputs_as_a_list(shell: Shell) -> None:
+    found = shell("train.py", "test", "best", "--input", 'inputs=[{"score": 1}, {"score": 4}]')
+
+    assert "top = 4" in found.stdout.splitlines()
+
+
+def test_a_step_alone_that_fails_shows_the_users_traceback(shell: Shell) -> None:
+    found = shell("train.py", "test", "train", "--input", "input=0.5", "--fail_at", "0")
+
+    assert found.returncode == FAILED
+    assert 'raise ValueError(f"bad {self.input}")' in found.stderr and "error: step train: ValueError: bad 0.5" in found.stderr
+
+
+# ---- what an import costs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_a_pipe_loads_nothing_that_it_does_not_need(shell: Shell) -> None:
+    """rich, IPython, pandas, numpy: none of them for a plain run."""
+    seen = "import atexit, sys; atexit.register(lambda: print(sorted({m.split('.')[0] for m in sys.modules} & set(%r)), file=sys.stderr))\n"
+    heavy = ["rich", "IPython", "pandas", "numpy", "cloudpickle", "webbrowser", "psutil", "ipykernel", "nbformat"]
+    shell.write("one.py", seen % heavy + ONE.format(name="OneFlow", body="pass") + "OneFlow()")
+
+    assert shell("one.py", "run").stderr == "[]\n"
