@@ -535,6 +535,8 @@ class Run:
             "cwd": self.place.cwd,
             "sys_path": list(self.place.sys_path),
         }
+        if spec.step(task.step).method is not None:
+            order["fans"] = state.fans(task)
         step_env = {name: value for name, value in options.env if value is not None}
         return Attempt(order, live.output, self.place.env, step_env, granted, options.timeout_s)
 

@@ -298,6 +298,12 @@ class RunState:
         failures = [_failure(found) for found in self._failures] if step.options.always else []
         return inputs, joins, item, failures
 
+    def fans(self, task: Task) -> list[list[Json]]:
+        """[blob of the items, place, number of items] of each fan-out around a task: the part "fans" of an ORDER."""
+        scope, index = self._scope(self.tasks[task]), task.index
+        plans = [self._plans[scope[depth], index[:depth]] for depth in range(len(index))]
+        return [[plan.items, i, plan.count] for plan, i in zip(plans, index, strict=True)]
+
     def _join(self, need: Need, index: Index) -> Json:
         node = self._node(need, index)
         below = node.exceptions if isinstance(node, Group) else [node]

@@ -274,7 +274,7 @@ class HereMethod(Here):
             self._value = self._scope.item(self._item)
             self._set_current()
         modules.seed_generators(current.current.seed)
-        order = {"inputs": self._inputs, "joins": self._joins}
+        order = {"inputs": self._inputs, "joins": self._joins, "fans": self._run.view.state.fans(self._task)}
         found = Findings()
         self._method = MethodTask(
             Stand(self.step, self.spec, self._session.store, self._scope, order, self._space, self._task.index, found)

@@ -58,6 +58,8 @@ class Task(Protocol):
         resolve: Mapping[str, Callable[[list[Any]], Any]] | Callable[[str, list[Any]], Any] | None,
     ) -> None: ...
     def foreach_stack(self) -> list[tuple[int, int, Any]]: ...
+    def item(self) -> Any: ...
+    def position(self) -> int | None: ...
 
 
 @dataclass
@@ -154,14 +156,12 @@ class FlowSpec:
     @property
     def input(self) -> Any:
         """The item of the innermost foreach around this task; None outside of one."""
-        stack = self._in_task("self.input").foreach_stack()
-        return stack[-1][2] if stack else None
+        return self._in_task("self.input").item()
 
     @property
     def index(self) -> int | None:
         """The place of that item in its list, from 0."""
-        stack = self._in_task("self.index").foreach_stack()
-        return stack[-1][0] if stack else None
+        return self._in_task("self.index").position()
 
     def foreach_stack(self) -> list[tuple[int, int, Any]]:
         """(index, number of items, item) of each foreach around this task, outermost first."""

@@ -89,14 +89,10 @@ class MethodTask:
         self.undeclared: list[str] = []
         self.deleted: set[str] = set()
         self._parameters: dict[str, Any] = {}
-        self._stack: list[tuple[int, int, Any]] | None = None
+        self._items: dict[int, Any] = {}  # by the depth of their foreach
         self.flow: FlowSpec = self._instance()
 
     # ---- loading ----
-
-    @property
-    def place(self) -> tuple[str, str, str, layout.Index]:
-        return self.spec.flow, self.spec.run, self.step.name, self.attempt.index
 
     def _instance(self) -> FlowSpec:
         cls = self.attempt.main.get(self.step.method or "")
@@ -175,9 +171,29 @@ class MethodTask:
         return self._parameters[attribute]
 
     def foreach_stack(self) -> list[tuple[int, int, Any]]:
-        if self._stack is None:
-            self._stack = self.reader.foreach_stack(*self.place)
-        return list(self._stack)
+        return [(i, count, self.item(depth)) for depth, (_, i, count) in enumerate(self._fans)]
+
+    @property
+    def _fans(self) -> list[list[Json]]:
+        """[blob of the items, place, number of items] of each foreach around the task."""
+        found: list[list[Json]] = self.order.get("fans") or []
+        return found
+
+    def item(self, depth: int = -1) -> Any:
+        """The item of a foreach around the task, of the innermost by default; None outside of one. The same object each time."""
+        fans = self._fans
+        if not fans:
+            return None
+        depth %= len(fans)
+        if depth not in self._items:
+            scope, (blob, i, _) = self.attempt.scope, fans[depth]
+            self._items[depth] = results.read_item(
+                self.store, blob, i, main=scope.main, resolve=scope.resolve, keys=scope.key_of, notes=scope.notes
+            )
+        return self._items[depth]
+
+    def position(self) -> int | None:
+        return self._fans[-1][1] if self._fans else None
 
     def inputs(self) -> Inputs:
         branches: dict[str, list[results.FlowInput]] = {}
