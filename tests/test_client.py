@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -533,6 +534,24 @@ def test_a_file_that_cannot_be_executed_here_is_named(swept: FilesStore, tmp_pat
     assert Run("Sweep/1")["start"].task.data.rates == [0.1, 0.2, 0.3]
 
 
+def test_lost_data_and_a_damaged_result_are_named(swept: FilesStore, tmp_path: Path) -> None:
+    shutil.copytree(swept.root, tmp_path / "copy")
+    store = FilesStore(tmp_path / "copy")
+    client.metadata(store)
+    big = Artifact("Sweep/1/start/0/big")
+    store.delete(layout.blob(big.sha))
+    with pytest.raises(ArtifactError, match="the data of Sweep/1/start/0/big is no longer in the store"):
+        big.data
+
+    record._records.clear()
+    commit = store.root / layout.commit("Sweep", "1", "train", (0,))
+    commit.chmod(0o600)
+    commit.write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"Sweep/1/train/0\.COMMIT is damaged"):
+        Task("Sweep/1/train/0").data
+    assert Task("Sweep/1/train/1").data.score == 0.1
+
+
 # ---- what is not there ------------------------------------------------------------------------------------------------------
 
 
@@ -967,25 +986,31 @@ def test_a_removed_run_is_gone_and_its_number_is_not_given_again(bench: Bench) -
             Run(f"demo/{number}")
     assert not list(bench.store.list(layout.run_prefix("demo", "1"))) and not list(bench.store.names(layout.tag_marks_folder("demo")))
     assert build.take_number(Spec("demo", "", ()), bench.store).run == "4"
-    assert garbage.is_open(bench.store, "demo", "3") is False
+    assert garbage.collect(bench.store, 1, min_age_s=0.0).damaged == {} and build.take_number(Spec("demo", "", ()), bench.store).run == "5"
+    assert not list(bench.store.names("flows/demo/3"))  # a newer one is there: the mark is needed no more
 
 
-def test_removing_twice_and_what_a_killed_removal_left(bench: Bench) -> None:
+def test_the_mark_of_the_newest_run_survives_garbage_collection(bench: Bench) -> None:
     bench.run(1)
-    run = Run("demo/1")
-    bench.store.put(layout.spec("demo", "1"), b'{"flow": "demo", "run": "1", "steps": [], "deleted": true}')
-    bench.store.delete(layout.log("demo", "1", 0))  # killed in the middle
-    run.delete()
-    assert Metaflow().flows == [] and not garbage.is_open(bench.store, "demo", "1")
+    Run("demo/1").delete()
+    assert Metaflow().flows == []
     with pytest.raises(NotFound, match="there is no run of demo any more"):
         Flow("demo")
 
-    bench.run(2)
-    other = Run("demo/2")
-    bench.run(3)
-    other.delete()
-    with pytest.raises(NotFound, match="there is no run 2 of demo; it may have been removed already"):
-        other.delete()
+    garbage.collect(bench.store, 1, min_age_s=0.0)
+    assert build.take_number(Spec("demo", "", ()), bench.store).run == "2"
+
+
+def test_a_run_that_was_removed_meanwhile_says_so(bench: Bench) -> None:
+    for number in (1, 2):
+        bench.run(number)
+    run, other = Run("demo/1"), pickle.loads(pickle.dumps(Run("demo/1")))
+    run.delete()
+    record._records.clear()
+
+    for ask in (run.delete, lambda: other.state, lambda: other.tags, lambda: other.add_tag("x"), lambda: other.steps):
+        with pytest.raises(NotFound, match="run 1 of demo"):
+            ask()
 
 
 def test_a_run_that_has_not_ended_is_removed_only_by_force(bench: Bench) -> None:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from flowbook.client import code, html, place, record, remove, times
 from flowbook.client.named import Artifacts, Children, Data
 from flowbook.client.place import NamespaceMismatch, NotFound
-from flowbook.client.record import DELETED, Record
+from flowbook.client.record import Record
 from flowbook.client.values import load as load_value
 from flowbook.engine.state import TaskState
 from flowbook.errors import DefinitionError, Finding, StoreMissing
@@ -289,7 +289,7 @@ class Flow(Object):
     def _rows(self, within: str | None) -> Iterator[tuple[str, Row]]:
         """The runs in a namespace."""
         for run, row in self._glance:
-            if row.state != DELETED and (row.damaged or place.is_visible(row.user, row.all_tags, within)):
+            if row.damaged or place.is_visible(row.user, row.all_tags, within):
                 yield run, row
 
     def __iter__(self) -> Iterator[Run]:
@@ -302,10 +302,7 @@ class Flow(Object):
         return Run(f"{self.id}/{name}", store=self._store)
 
     def __contains__(self, name: object) -> bool:
-        if not self._store.exists(layout.spec(self.id, str(name))):
-            return False
-        run = Run._at(self._store, (self.id, str(name)))
-        return not run._is_deleted() and run.is_in_namespace()
+        return self._store.exists(layout.spec(self.id, str(name))) and Run._at(self._store, (self.id, str(name))).is_in_namespace()
 
 
 def _fits(row: Row, wanted: Sequence[str], state: str | None, first: float | None, last: float | None) -> bool:
@@ -328,7 +325,7 @@ class Run(Object):
     def _look(self) -> None:
         flow, run = self._parts
         known = Glance(self._store, flow).ids()
-        if run not in known or not self._store.exists(layout.spec(flow, run)) or self._is_deleted():
+        if run not in known or not self._store.exists(layout.spec(flow, run)):
             if not known:
                 raise place.not_found("flow", flow, self._store.names("flows"), "in this store")
             raise place.not_found("run", run, known, f"of {flow}")
@@ -337,9 +334,6 @@ class Run(Object):
                 f"{self!r} is not in the namespace {place.get_namespace()!r}; it is of {self._record.spec.user}. "
                 f"namespace('user:{self._record.spec.user}') shows it, namespace(None) all runs."
             )
-
-    def _is_deleted(self) -> bool:
-        return bool(self._record.raw.get("deleted"))
 
     # ---- how it stands ------------------------------------------------------------------------------------------------------
 

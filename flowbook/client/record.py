@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Any
 
 from flowbook.client import values
+from flowbook.client.place import NotFound
 from flowbook.engine import events
 from flowbook.engine.events import Task as TaskId
 from flowbook.engine.state import ENDED, RunState, TaskState
-from flowbook.errors import EngineError, StoreError
+from flowbook.errors import EngineError, StoreError, StoreMissing
 from flowbook.spec import graph
 from flowbook.spec.flow import Spec, Step, from_json, is_token
 from flowbook.store import layout, results
@@ -24,11 +25,10 @@ from flowbook.store.base import Store
 
 Json = Any
 Index = layout.Index
-DELETED = "deleted"  # state of what is left of the newest run, so that its number is not given again
 
 
 class Record:
-    """Raises StoreMissing if the run is gone, StoreError, naming the key, for what is damaged."""
+    """Raises NotFound if the run is gone, StoreError, naming the key, for what is damaged."""
 
     def __init__(self, store: Store, flow: str, run: str) -> None:
         self.store, self.flow, self.run = store, flow, run
@@ -45,6 +45,8 @@ class Record:
         key = layout.spec(self.flow, self.run)
         try:
             found = json.loads(self.store.get(key))
+        except StoreMissing:
+            raise NotFound(f"run {self.run} of {self.flow} is not in the store any more") from None
         except ValueError:
             found = None
         if not isinstance(found, dict):
@@ -53,8 +55,9 @@ class Record:
 
     @cached_property
     def spec(self) -> Spec:
+        raw = self.raw
         try:
-            found = from_json(Spec, self.raw)
+            found = from_json(Spec, raw)
         except (TypeError, ValueError, KeyError, AttributeError):
             raise StoreError(f"{layout.spec(self.flow, self.run)} is damaged: it does not hold the spec of a run.") from None
         assert isinstance(found, Spec)
@@ -89,8 +92,9 @@ class Record:
             return state
 
     def _new_state(self) -> RunState:
+        spec = self.spec
         try:
-            return RunState(self.spec)
+            return RunState(spec)
         except (KeyError, ValueError) as error:
             raise StoreError(f"{layout.spec(self.flow, self.run)} is damaged: its steps do not fit together ({error}).") from error
 

@@ -1,8 +1,8 @@
 """Taking one run out of the store while others run.
 
 A run that is open is never removed under its engine. `run.json` goes first, so whatever happens then, half a run is never listed, and
-garbage collection takes away what is left. Blobs stay until it finds that nothing refers to them. Of the newest run a small spec stays
-behind (`"deleted": true`): the next run must not get its number, since engines and notebooks know results by the numbers of runs.
+garbage collection takes away what is left. Blobs stay until it finds that nothing refers to them. Of the newest run a mark stays
+behind (`run.deleted`): the next run must not get its number, since engines and notebooks know results by the numbers of runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from flowbook.client import record
 from flowbook.client.place import NotFound, RunBusy
-from flowbook.engine import events, registry
+from flowbook.engine import registry
 from flowbook.errors import StoreError, StoreMissing
 from flowbook.store import garbage, glance, layout
 from flowbook.store.base import Store
@@ -24,20 +24,18 @@ Json = Any
 def remove_run(store: Store, flow: str, run: str, *, force: bool = False) -> None:
     """Raises NotFound, RunBusy (see `Run.delete`), StoreError if the store cannot be written."""
     _check_free(store, flow, run, force)
-    newest = max(store.names(layout.flow_prefix(flow).rstrip("/")), key=layout.run_order, default=run) == run
+    others = [int(name) for name in store.names(layout.flow_prefix(flow).rstrip("/")) if name.isdigit() and name != run]
+    newest = run.isdigit() and int(run) > max(others, default=0)
     if newest:
-        store.put(layout.spec(flow, run), json.dumps({"flow": flow, "run": run, "steps": [], "deleted": True}).encode())
-    else:
-        store.delete(layout.spec(flow, run))
+        store.create(layout.deleted(flow, run), b"")
+    store.delete(layout.spec(flow, run))
     glance.forget(store, flow, [run])
     record.forget(store, flow, run)
     if not newest:
         store.delete_folder(layout.run_prefix(flow, run).rstrip("/"))
-        return
     for key in list(store.list(layout.run_prefix(flow, run))):
-        if key != layout.spec(flow, run):
+        if key != layout.deleted(flow, run):
             store.delete(key)
-    store.create(layout.log(flow, run, 0), events.batch(events.pack([events.run_started(0.0), events.run_ended(0.0, record.DELETED)])))
 
 
 def _check_free(store: Store, flow: str, run: str, force: bool) -> None:
@@ -48,7 +46,7 @@ def _check_free(store: Store, flow: str, run: str, force: bool) -> None:
         is_open = garbage.is_open(store, flow, run)
     except StoreError:
         is_open = False  # a damaged log; no engine goes on with it
-    if is_open and not _left_half_removed(store, flow, run):
+    if is_open:
         if _driven(store, flow, run):
             raise RunBusy(f"{name} is running. Stop it first (`%flow stop`, or Ctrl-C where it was started), then delete it.")
         if not force:
@@ -57,13 +55,6 @@ def _check_free(store: Store, flow: str, run: str, force: bool) -> None:
             )
     if not force and (others := _takers(store, flow, run)):
         raise RunBusy(f"{name} is kept: run {', '.join(others[:5])} took results from it. delete(force=True) removes it all the same.")
-
-
-def _left_half_removed(store: Store, flow: str, run: str) -> bool:
-    try:
-        return bool(json.loads(store.get(layout.spec(flow, run))).get("deleted"))
-    except (StoreMissing, ValueError, AttributeError):
-        return False
 
 
 def _takers(store: Store, flow: str, run: str) -> list[str]:

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flowbook.errors import ArtifactError, FlowbookError
+from flowbook.errors import ArtifactError, FlowbookError, StoreMissing
 from flowbook.spec.flow import Spec
 from flowbook.store import codec, results
 from flowbook.store.base import Store
@@ -132,6 +132,8 @@ def load(reader: results.Reader, entry: Mapping[str, Json], name: str) -> Any:
     before = results.set_reader(reader)
     try:
         return reader.load(entry, name)
+    except StoreMissing as error:
+        raise ArtifactError(f"the data of {name} is no longer in the store ({error}). Run its step again.") from None
     except FlowbookError as error:
         raise _in_client_words(error, name) from None
     finally:

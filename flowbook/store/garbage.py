@@ -127,7 +127,11 @@ def _retire(store: Store, flow: str, keep_runs: int, min_age_s: float, spare_you
     for run in ids:
         if run not in kept and _remove(store, flow, run, report):
             report.removed.append((flow, run))
-    for run in store.names(f"flows/{flow}"):
+    names = list(store.names(f"flows/{flow}"))
+    last = max((int(run) for run in names if run.isdigit()), default=0)
+    for run in names:
+        if run == str(last) and store.exists(layout.deleted(flow, run)):
+            continue  # else the next run would get its number
         if not store.exists(layout.spec(flow, run)) and (flow, run) not in report.removed:
             ages = [found.age_s for found in store.aged(layout.run_prefix(flow, run))]
             if ages and min(ages) >= min_age_s:  # else it may be one that is being removed, by another collection

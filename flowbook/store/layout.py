@@ -6,6 +6,7 @@
     flows/FLOW/RUN/run.requests/NAME.json       what a reader asks of the run's engine (stop)
     flows/FLOW/RUN/run.keys.json            the keys of its tasks, for the cache; can be made again from the log
     flows/FLOW/RUN/run.tags/000003.json     the tags of a run after a change of them, see tags.py
+    flows/FLOW/RUN/run.deleted              all that is left of a removed run that was the newest: its number is not given again
     flows/FLOW/RUN/STEP/TASK.COMMIT         created once: the result of a task
     flows/FLOW/RUN/STEP/TASK/K/output       what attempt K printed (bytes, stdout and stderr as they came)
     flows/FLOW/RUN/STEP/TASK/K/display.json rich output of attempt K
@@ -77,6 +78,10 @@ def request(flow: str, run: str, name: str) -> str:
 
 def request_prefix(flow: str, run: str) -> str:
     return f"flows/{flow}/{run}/run.requests/"
+
+
+def deleted(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/run.deleted"
 
 
 def tags(flow: str, run: str, number: int) -> str:
