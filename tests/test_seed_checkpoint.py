@@ -17,6 +17,7 @@ import pytest
 from flowbook import build
 from flowbook.store import layout, results
 from flowbook.store.files import FilesStore
+from flowbook.worker import loops
 from tests.flows import FlowFile
 from tests.worker_project import Project, cell, reads
 
@@ -41,14 +42,14 @@ class Ran:
 class Flow:
     """A flow of one step `train`, run attempt by attempt in real workers."""
 
-    def __init__(self, folder: Path, body: str, before: str = "", above: str = "") -> None:
+    def __init__(self, folder: Path, body: str, before: str = "") -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.file = folder / "train_flow.py"
         method = textwrap.indent(textwrap.dedent(body), " " * 8)
         helpers = textwrap.dedent(before)
         self.file.write_text(
-            f"{HEAD}{helpers}\n\nclass Train(FlowSpec):\n    @checkpoint\n    @step(start=True, end=True)\n    {above}\n    def train(self):\n{method}\n\n"
+            f"{HEAD}{helpers}\n\nclass Train(FlowSpec):\n    @checkpoint\n    @step(start=True, end=True)\n    def train(self):\n{method}\n\n"
             f"if __name__ == '__main__':\n    Train()\n"
         )
         self.store = FilesStore(folder / "store")
@@ -405,21 +406,54 @@ def test_an_error_after_the_loop_was_rewritten_shows_the_line_of_the_file(tmp_pa
     assert ran.error is not None and ran.error["source_line"] == "1 / 0" and "checkpoint.py" not in ran.error["traceback"]
 
 
-def test_a_decorator_of_the_users_own_stays_around_the_method(tmp_path: Path) -> None:
-    before = """
-    import functools
-    def shout(function):
-        @functools.wraps(function)
-        def around(self):
-            self.before = True
-            function(self)
-        return around
-    """
-    body = "self.seen = []\nfor n in range(5):\n    crash(n)\n    self.seen.append(n)\n    save_checkpoint()"
-    flow = Flow(tmp_path / "flow", body, before, above="@shout")
+def test_a_function_keeps_its_wrapper_its_defaults_its_closure_and_its_class(tmp_path: Path) -> None:
+    text = """
+import functools
 
-    assert flow.attempt(crash=3).code == -9 and flow.attempt(1).code == 0
-    assert flow.artifacts() == {"before": True, "seen": [0, 1, 2, 3, 4]}
+def shout(function):
+    @functools.wraps(function)
+    def around(*values, **named):
+        return "!", function(*values, **named)
+    return around
+
+def make(free):
+    class Base:
+        def hi(self):
+            return "hi"
+
+    class Child(Base):
+        @shout
+        def method(self, n=3, *, k=2):
+            "Its words."
+            __private = 0
+            for i in range(n):
+                save_checkpoint()
+                __private += i
+            return __private, k, free, super().hi()
+
+    return Child
+"""
+    file = tmp_path / "wrapped.py"
+    file.write_text(text)
+    space: dict[str, Any] = {"__file__": str(file), "__name__": "wrapped", "save_checkpoint": lambda: None}
+    exec(compile(text, str(file), "exec"), space)
+    child = space["make"]("free")
+    inner = child.method.__wrapped__
+    before = inner.__code__
+
+    rewritten = loops.rewrite(child.method)
+
+    assert rewritten is child.method and inner.__code__ is not before and inner.__code__.co_freevars == before.co_freevars
+    assert rewritten(child(), k=5) == ("!", (3, 5, "free", "hi"))  # outside a task it loops as it did
+    assert rewritten.__doc__ == "Its words." and inner.__code__.co_qualname == before.co_qualname
+
+
+def test_what_has_no_such_loop_is_left_alone() -> None:
+    def plain() -> None:
+        for _ in range(3):
+            pass
+
+    assert loops.rewrite(plain) is plain and loops.rewrite(len) is len
 
 
 # ---- cells -------------------------------------------------------------------------------------------------------------
