@@ -113,7 +113,7 @@ class _Scene:
     def order(self, inputs: Given | None, item: Any) -> dict[str, Json]:
         """Write the COMMITs, and give the ORDER of the attempt. Raises DefinitionError for inputs that the step cannot have."""
         spec, step = self.spec, self.step
-        self._fan_outs(item)
+        fans = self._fan_outs(item)
         before = self._before()
         order: dict[str, Json] = {
             "store": self.store.describe(),
@@ -126,6 +126,7 @@ class _Scene:
             "inputs": {},
             "joins": {},
             "item": None,
+            "fans": fans,
             "failures": [],
             "ids": [str(i) for i in self.index],
             "cwd": str(Path.cwd()),
@@ -142,15 +143,18 @@ class _Scene:
             self.store.create(key, json.dumps(commit, separators=(",", ":")).encode())
         return order
 
-    def _fan_outs(self, item: Any) -> None:
-        """The items of the fan-outs around the step: one each, `item` in the innermost."""
+    def _fan_outs(self, item: Any) -> list[Json]:
+        """The fan-outs around the step, with one item each, `item` in the innermost; gives the part "fans" of the ORDER."""
+        fans: list[Json] = []
         for depth, name in enumerate(self.step.scope):
             fan = self.spec.step(name)
             value = item if depth == len(self.step.scope) - 1 else None
             plan = results.write_items(self.store, [value], name="input", main=_main(self.spec))
             self._commit(fan.host or "", self.index[:depth])["plans"][name] = {"key": fan.plan_key, **plan}
+            fans.append([plan["items"], 0, 1])
         if item is not None and not self.step.scope:
             raise DefinitionError(Finding(f"step {self.step.name}", "is in no foreach, so it has no item", "Leave `input` out."))
+        return fans
 
     def _before(self) -> Step | None:
         """The step that hands over to this one; of several, any."""
@@ -302,7 +306,7 @@ def _in_process(cls: type, scene: _Scene, order: dict[str, Json]) -> StepResult:
     notes: list[str] = []
     main = _main(scene.spec)
     reader = Recording(scene.store, scene.spec.flow, main)
-    scope = SimpleNamespace(reader=reader, key_of=None, main=main, resolve=None)
+    scope = SimpleNamespace(reader=reader, key_of=None, main=main, resolve=None, notes=notes)
     found = SimpleNamespace(add=lambda message, error=False: notes.append(message))
     surroundings: Any = SimpleNamespace(
         step=scene.step,
