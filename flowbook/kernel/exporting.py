@@ -77,6 +77,8 @@ def export(session: Session, path: str, *, flow: str | None = None, class_name: 
     file = Path(path).expanduser()
     if file.suffix != ".py":
         raise DefinitionError(Finding("%flow export", f"{path!r} does not end in .py", "Write `%flow export FILE.py`."))
+    if file.stem in sys.stdlib_module_names:
+        raise DefinitionError(Finding("%flow export", f"{file.name} would hide Python's own module {file.stem}", "Use another name."))
     if class_name is not None and not class_name.isidentifier():
         raise DefinitionError(Finding("%flow export", f"{class_name!r} is not a class's name", "Use letters, digits and _."))
     defined = session.existing(flow)

@@ -27,7 +27,7 @@ from flowbook.spec import export_text as texts
 from flowbook.spec.body import Body, read_body
 from flowbook.spec.export_nest import Cell, nest
 from flowbook.spec.export_text import Edit, call, quoted
-from flowbook.spec.export_way import Carry, Method, task_words, weave
+from flowbook.spec.export_way import Carry, Method, Tasks, task_words, weave
 from flowbook.spec.flow import Card, Checkpoint, Options, Resources, Retry
 from flowbook.spec.flowspec import RESERVED, FlowSpec
 
@@ -340,15 +340,26 @@ class _Lines:
             lines.append(f"global {', '.join(sorted(self.globals))}")
         lines += self.writer.notebook.seeds if method.cell is not None else ()
         lines += self._carried()
-        lines += [f"self.{name} = {self._through(leaf, whole='list')}" for name, leaf in sorted(method.kept.items())]
+        lines += [f"self.{name} = {self._through(tasks, kept=True)}" for name, tasks in sorted(method.kept.items())]
         if method.cell is not None:
             lines += self._imported(method.cell)
             lines += self._item()
-            lines += [f"{step} = {self._through(leaf)}" for step, leaf in method.joined.items()]
+            lines += [f"{step} = {self._through(tasks)}" for step, tasks in method.joined.items()]
             lines += [f"{step} = {f'self.{name}' if name else 'self'}" for step, name in method.recalled.items()]
             for name, guarded in self._loads():
-                lines += [f'if hasattr(self, "{name}"):', f"    {name} = self.{name}"] if guarded else [f"{name} = self.{name}"]
+                lines += self._load(name, guarded)
         return _block(lines)
+
+    def _load(self, name: str, guarded: bool) -> list[str]:
+        own = next((carry for carry in self.method.carries if carry.name == name and self._is_own(carry)), None)
+        source = f"{self.inputs}.{own.leaf}" if own is not None else "self"
+        line = f"{name} = {source}.{name}"
+        return [f'if hasattr({source}, "{name}"):', f"    {line}"] if guarded or (own is not None and not own.sure) else [line]
+
+    @staticmethod
+    def _is_own(carry: Carry) -> bool:
+        """Whether the body takes a value of a branch straight from there, because nothing further down needs it."""
+        return not carry.lasting and carry.leaf is not None
 
     def _carried(self) -> list[str]:
         """What a join takes over for the steps after it."""
@@ -366,17 +377,20 @@ class _Lines:
                     ]
             return lines
         for carry in self.method.carries:
-            lines += self._from_branch(carry)
+            lines += [] if self._is_own(carry) else self._from_branch(carry)
         return lines
 
     def _from_branch(self, carry: Carry) -> list[str]:
         line = f"self.{carry.name} = {self.inputs}.{carry.leaf}.{carry.name}"
         return [line] if carry.sure else [f'if hasattr({self.inputs}.{carry.leaf}, "{carry.name}"):', f"    {line}"]
 
-    def _through(self, leaf: str | None, whole: str = "") -> str:
-        if leaf is not None:
-            return f"{self.inputs}.{leaf}"
-        return f"{whole}({self.inputs})" if whole else self.inputs
+    def _through(self, tasks: Tasks, kept: bool = False) -> str:
+        """The joined tasks as an expression; what is kept must be a value of its own."""
+        if tasks.leaf is not None:
+            return ".".join(part for part in (self.inputs, tasks.leaf, tasks.attribute) if part)
+        if tasks.attribute:
+            return f"[task.{tasks.attribute} for task in {self.inputs}]"
+        return f"list({self.inputs})" if kept else self.inputs
 
     def _imported(self, cell: Cell) -> list[str]:
         """Imports of steps above, again: a module is no artifact."""

@@ -26,11 +26,23 @@ TASK_WORDS = frozenset({"ok", "error", "state", "step", "run", "table"})  # of a
 
 @dataclass(frozen=True)
 class Carry:
-    """A join takes a name over: from the branch that ends in `leaf`, from any input if that is None; only if it is there, unless `sure`."""
+    """A join takes a name over: from the branch that ends in `leaf`, from any input if that is None; only if it is there, unless `sure`.
+
+    Not `lasting`: only the join's own body reads it.
+    """
 
     name: str
     leaf: str | None
     sure: bool
+    lasting: bool
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """How a join reaches a joined step: through the branch that ends in `leaf`, or through all inputs; there by an attribute, or itself."""
+
+    leaf: str | None
+    attribute: str = ""
 
 
 @dataclass
@@ -42,8 +54,8 @@ class Method:
     cell: Cell | None = None
     joins: str = ""  # "split", "foreach", or "" for a method without inputs
     carries: list[Carry] = field(default_factory=list)
-    joined: dict[str, str | None] = field(default_factory=dict)  # joined step → the leaf it is read through; None: all inputs
-    kept: dict[str, str | None] = field(default_factory=dict)  # attribute → likewise, for joins further down
+    joined: dict[str, Tasks] = field(default_factory=dict)  # by joined step
+    kept: dict[str, Tasks] = field(default_factory=dict)  # by attribute: for joins further down
     recalled: dict[str, str] = field(default_factory=dict)  # joined step → the attribute that a join above kept; "" for self
     targets: list[str] = field(default_factory=list)
     fan: Cell | None = None  # the foreach step whose items it gives
@@ -100,7 +112,9 @@ class _Loom:
         self.maybes = frozenset(_in_maybes(row, False))
         self.methods: list[Method] = []
         self.scope: tuple[str, ...] = ()
-        self.kept: dict[str, str] = {}
+        self.beside: frozenset[str] = frozenset()  # cells of other branches: nothing flows to them from here
+        self.kept: dict[str, str] = {}  # joined step → the attribute that holds its tasks
+        self.inner: dict[str, str] = {}  # joined step → the attribute of the last task of its item that holds its task
         self.lined: dict[str, tuple[str, ...]] = {}
 
     # ---- parts ----
@@ -120,11 +134,15 @@ class _Loom:
         return self._side(part, open_) if isinstance(part, Side) else self._maybe(part, open_)
 
     def _side(self, part: Side, open_: Open) -> Open:
-        host = self._host(open_, "")
-        leaves, inside = [], []
+        first = [next(cells_of(branch)) for branch in part.branches]
+        host = self._host(open_, f"to_{'_'.join(first[:2])}{'_and_more' if len(first) > 2 else ''}")
+        leaves, inside, every = [], [], set(cells_of(part))
+        beside = self.beside
         for branch in part.branches:
+            self.beside = beside | (every - set(cells_of(branch)))
             leaves.append(self._closed(self.row(branch, Open((Exit(host, "branch"),), host.sees))))
             inside.append(frozenset(cells_of(branch)))
+        self.beside = beside
         return Open(tuple(map(Exit, leaves)), {}, "split", tuple(inside))
 
     def _fan(self, part: Fan, open_: Open) -> Open:
@@ -216,25 +234,34 @@ class _Loom:
     def _join(self, method: Method, open_: Open) -> dict[str, tuple[str, ...]]:
         leaves = [exit_.method for exit_ in open_.exits]
         needed: dict[str, set[str]] = {}
-        for cell in map(self.cells.__getitem__, self.left):
+        own: set[str] = set()  # read by this join itself
+        lasting: set[str] = set()
+        for cell in self._behind():
             for given in self._lasting_reads(cell):
-                needed.setdefault(given.name, set()).update(m for m in given.makers if m not in self.left)
+                makers = {maker for maker in given.makers if maker not in self.left}
+                needed.setdefault(given.name, set()).update(makers)
+                (own if cell is method.cell else lasting).add(given.name)
         captured = self._joined_steps(method, open_, leaves, needed)
         sees: dict[str, tuple[str, ...]] = {}
         for name, makers in needed.items():
-            if not makers and name not in self.kept.values():
+            attribute = name in self.kept.values() or name in self.inner.values()
+            if not makers and not attribute:
                 continue
             where = self._source(method, name, makers, open_, leaves)
             if where is None:
                 continue
             leaf = leaves[where]
-            sure = name in self.kept.values() or any(m not in self.maybes and self.cells[m].surely_makes(name) for m in makers)
-            method.carries.append(Carry(name, None if open_.region == "foreach" else leaf.name, sure))
+            sure = attribute or any(m not in self.maybes and self.cells[m].surely_makes(name) for m in makers)
+            method.carries.append(Carry(name, None if open_.region == "foreach" else leaf.name, sure, name not in own or name in lasting))
             sees[name] = leaf.sees.get(name, ())
         for attribute in captured:
             sees[attribute] = (method.name,)
         method.carries.sort(key=lambda carry: (carry.leaf or "", carry.name))
         return sees
+
+    def _behind(self) -> list[Cell]:
+        """The cells that come after this place, as far as they are not in other branches."""
+        return [self.cells[name] for name in self.left if name not in self.beside]
 
     def _lasting_reads(self, cell: Cell) -> Iterator[Input]:
         for given in cell.reads:
@@ -245,35 +272,55 @@ class _Loom:
         return bool(given.makers) and self.cells[given.makers[0]].kind(given.name) == "import"
 
     def _joined_steps(self, method: Method, open_: Open, leaves: list[Method], needed: dict[str, set[str]]) -> list[str]:
-        """What this join and later ones need of the steps they join: their tasks, or, further in, their artifacts."""
-        captured = []
-        for reader in map(self.cells.__getitem__, self.left):
+        """What this join and later ones need of the steps they join: their tasks, or, further in, their artifacts.
+
+        Gives the attributes in which tasks are kept from here on.
+        """
+        before = set(method.kept)
+        for reader in self._behind():
             for name in reader.step.options.join:
                 if name in self.left:
                     continue
                 at = next((i for i, inside in enumerate(open_.inside) if name in inside), None)
-                if at is not None and method.scope == reader.base and name not in self.kept:
-                    self._check_leaf(self.cells[name], reader, leaves[at].sees)
-                    leaf = None if open_.region == "foreach" else leaves[at].name
-                    if method.cell is reader:
-                        method.joined[name] = leaf
-                    else:
-                        attribute = self._free(f"{name}_tasks" if leaf is None else f"{name}_task")
-                        method.kept[attribute] = leaf
-                        self.kept[name] = attribute
-                        captured.append(attribute)
-                elif name in self.kept and self.kept[name] not in captured:
-                    needed.setdefault(self.kept[name], set())
-                elif name not in self.kept:
-                    for artifact in self._seen_through(self.cells[name], reader):
-                        needed.setdefault(artifact, set()).add(name)
-        return captured
+                if name in self.kept:
+                    if self.kept[name] not in method.kept:
+                        needed.setdefault(self.kept[name], set())
+                elif at is not None and method.scope == reader.base:
+                    self._capture(method, open_, reader, name, leaves[at])
+                elif name in self.inner:
+                    if self.inner[name] not in method.kept:
+                        needed.setdefault(self.inner[name], set())
+                elif at is not None and self._is_hidden(name, at, open_):
+                    self.inner[name] = self._free(f"{name}_task")
+                    method.kept[self.inner[name]] = Tasks(leaves[at].name)
+                else:
+                    for artifact, maker in self._seen_through(self.cells[name], reader):
+                        needed.setdefault(artifact, set()).add(maker)
+        return [attribute for attribute in method.kept if attribute not in before]
 
-    def _seen_through(self, cell: Cell, reader: Cell) -> list[str]:
-        """Names that a task of a joined step gives: its artifacts, and the items of the fan-outs around it."""
-        around = [self.cells[name] for name in cell.step.scope[len(reader.base) :]]
-        items = [name for fan in around if fan.step.options.foreach for name in fan.step.options.foreach.names if not name.startswith("_")]
-        return [*(name for name in cell.artifacts if not cell.kind(name)), *items]
+    def _capture(self, method: Method, open_: Open, reader: Cell, name: str, leaf: Method) -> None:
+        """The tasks of a joined step are the inputs of this join: bound if it is the reader itself, else kept for it."""
+        tasks = Tasks(None if open_.region == "foreach" else leaf.name, self.inner.get(name, ""))
+        if not tasks.attribute:
+            self._check_leaf(self.cells[name], reader, leaf.sees)
+        if method.cell is reader:
+            method.joined[name] = tasks
+        else:
+            self.kept[name] = self._free(f"{name}_tasks" if tasks.leaf is None else f"{name}_task")
+            method.kept[self.kept[name]] = tasks
+
+    def _is_hidden(self, name: str, at: int, open_: Open) -> bool:
+        """Whether another branch makes a name that the step makes, too, so that a join cannot take over both by name."""
+        others = [inside for i, inside in enumerate(open_.inside) if i != at]
+        return any(self._makes(artifact, inside) for artifact in self.cells[name].artifacts for inside in others)
+
+    def _seen_through(self, cell: Cell, reader: Cell) -> list[tuple[str, str]]:
+        """(name, maker) of what a task of a joined step gives: its artifacts, and the items of the fan-outs around it."""
+        around = [self.cells[name] for name in cell.step.scope[len(reader.base) :] if name != cell.name]
+        items = [(name, fan.name) for fan in around if fan.step.options.foreach for name in fan.step.options.foreach.names]
+        return [(name, cell.name) for name in cell.artifacts if not cell.kind(name)] + [
+            each for each in items if not each[0].startswith("_")
+        ]
 
     def _source(self, method: Method, name: str, makers: set[str], open_: Open, leaves: list[Method]) -> int | None:
         """Behind which leaf the value stands."""
@@ -288,8 +335,9 @@ class _Loom:
         if len(owners) == 1:
             return owners[0]
         found = ", ".join(sorted(makers)) or method.name
+        where = method.cell.where if method.cell is not None else f"behind {', '.join(leaf.name for leaf in leaves)}"
         raise DefinitionError(
-            Finding(method.name, f"`{name}` is made in more than one branch ({found})", "Give it another name in each of these steps.")
+            Finding(where, f"`{name}` is made in more than one branch ({found})", "Give it another name in each of these steps.")
         )
 
     def _makes(self, name: str, cells: frozenset[str]) -> bool:
@@ -326,7 +374,7 @@ class _Loom:
     def _check_leaf(self, cell: Cell, reader: Cell, sees: Sees) -> None:
         """The names of a joined step, read through the last task of its branch or item, must still be those of the step."""
         used = {node.attr for node in ast.walk(parse(reader.step.source)) if isinstance(node, ast.Attribute)}
-        for name in self._seen_through(cell, reader):
+        for name, _ in self._seen_through(cell, reader):
             makers = sees.get(name, ())
             if makers and makers[-1] != cell.name and makers[-1] not in cell.step.scope and name in used:
                 what = f"it reads `{name}` of {cell.name}, and {makers[-1]}, which comes after {cell.name}, makes `{name}` again"
