@@ -11,7 +11,6 @@ from flowbook.cards.components import (
     Artifact,
     Component,
     Error,
-    EventsTimeline,
     Image,
     JSONViewer,
     LineChart,
@@ -24,6 +23,7 @@ from flowbook.cards.components import (
     YAMLViewer,
 )
 from flowbook.cards.custom import BlankCard, Card, DefaultCard, MetaflowCard
+from flowbook.cards.timeline import EventsTimeline
 from flowbook.cards.wire import read
 
 __all__ = [

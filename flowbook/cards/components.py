@@ -15,13 +15,12 @@ import io
 import json
 import os
 import re
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flowbook.cards import plain
+from flowbook.cards import frames, plain
 from flowbook.cards.plain import JsonText, Unshowable
 from flowbook.store import preview
 
@@ -154,13 +153,18 @@ class Component:
         return found
 
     def _rendered(self) -> Component:
-        from flowbook.cards import convert
-
+        title = f"{type(self).__name__} cannot be shown"
         try:
             found = self.render()
         except Exception as error:
-            return Error(error, f"{type(self).__name__} cannot be shown")
-        return HTML(found) if isinstance(found, str) else convert.component_of(found)
+            return Error(error, title)
+        if isinstance(found, str):
+            return HTML(found)
+        return (
+            found
+            if isinstance(found, Component)
+            else Error(f"its render gives a {preview.type_name(found)}, no component and no text", title)
+        )
 
     def to_json(self) -> dict[str, Json]:
         """Plain JSON types, newly made."""
@@ -265,11 +269,9 @@ class Table(Component):
 
     def update(self, data: object = None, headers: Sequence[object] | None = None) -> None:
         """Replace the rows, and the headers if they are given."""
-        from flowbook.cards import convert
-
         with self._taking():
-            if convert.is_frame(data):
-                self._take(*convert.frame_rows(data, ROWS))
+            if frames.is_frame(data):
+                self._take(*frames.rows(data, ROWS, COLUMNS))
                 return
             rows, found = _rows_of(data)
             given = [] if headers is None else list(headers)
@@ -294,13 +296,11 @@ class Table(Component):
     @classmethod
     def from_dataframe(cls, dataframe: object = None, truncate: bool = True) -> Table:
         """The first 100 rows of a data frame with its index; without `truncate` 1,000."""
-        from flowbook.cards import convert
-
         table = cls()
         with table._taking():
-            if not convert.is_frame(dataframe):
+            if not frames.is_frame(dataframe):
                 raise Unshowable(f"from_dataframe needs a data frame of pandas or polars, not {preview.type_name(dataframe)}")
-            table._take(*convert.frame_rows(dataframe, PREVIEW_ROWS if truncate else ROWS))
+            table._take(*frames.rows(dataframe, PREVIEW_ROWS if truncate else ROWS, COLUMNS))
         return table
 
 
@@ -618,64 +618,3 @@ class JSONViewer(_Viewer):
 
 class YAMLViewer(_Viewer):
     type = "yaml"
-
-
-class EventsTimeline(Component):
-    """Events, the latest first. The last `max_events` (at most 1,000) are kept, all are counted."""
-
-    type = "timeline"
-
-    def __init__(self, title: str | None = None, max_events: int = 100) -> None:
-        self._events: tuple[Json, ...] = ()
-        self._count = 0
-        self._first: float | None = None
-        self._last: float | None = None
-        self._most = min(max(int(plain.number(max_events) or 1), 1), EVENTS)
-        self._set(title=_title(title))
-
-    def update(
-        self,
-        event_data: Mapping[str, object] | None = None,
-        style_theme: str | None = None,
-        priority: str | None = None,
-        payloads: Mapping[str, object] | None = None,
-        finished: bool | None = None,
-    ) -> None:
-        """Add an event. `payloads` are components (or what `card.append` takes) that are shown folded below it."""
-        from flowbook.cards import convert
-
-        with self._taking():
-            now = time.time()
-            if finished is not None:
-                self._set(finished=bool(finished))
-            if event_data is not None:
-                shown = event_data if isinstance(event_data, Mapping) else {"event": event_data}
-                event: dict[str, Json] = {
-                    "at": now,
-                    "data": {plain.text(k, TITLE): plain.cell(v) for k, v in list(shown.items())[:COLUMNS]},
-                }
-                event |= {"theme": style_theme} if style_theme in EVENT_THEMES else {}
-                event |= {"priority": priority} if priority in PRIORITIES else {}
-                parts = {plain.text(key, TITLE): convert.component_of(part) for key, part in list((payloads or {}).items())[:20]}
-                self._count += 1
-                self._first, self._last = self._first or now, now
-                added = {**event, "payloads": parts} if parts else JsonText(_dump(event))
-                self._events = (added, *self._events)[: self._most]
-
-    def get_stats(self) -> dict[str, Json]:
-        """How many events there were and are shown, the times of the first and the last (seconds since the epoch), events a minute."""
-        last = self._last
-        stats: dict[str, Json] = {
-            "total_events": self._count,
-            "displayed_events": len(self._events),
-            "first_event": self._first,
-            "last_update": last,
-        }
-        stats["finished"] = self._fields.get("finished", False)
-        if last is not None and self._first is not None and last > self._first:
-            stats["total_runtime_seconds"] = round(last - self._first, 1)
-            stats["events_per_minute"] = round(self._count / (last - self._first) * 60, 1)
-        return stats
-
-    def _parts(self) -> dict[str, Json]:
-        return {**self._fields, "events": self._events, "count": self._count, "first": self._first}

@@ -6,17 +6,15 @@ way is shown by its repr.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowbook.cards import components as parts
-from flowbook.cards import plain
+from flowbook.cards import frames, plain
 from flowbook.cards.components import Component
 from flowbook.store import preview
 
 Json = Any
-Rows = list[Sequence[object]]
 
 TRACES = 50  # of a plotly figure
 TRACE_POINTS = 5_000
@@ -39,13 +37,17 @@ def _component_of(value: object) -> Component:
         return parts.Error(value)
     if isinstance(value, type):
         return parts.Artifact(value)
-    if is_frame(value):
+    if frames.is_frame(value):
         return parts.Table.from_dataframe(value)
-    if _is_a(value, "matplotlib.figure", "Figure") or _is_a(value, "matplotlib.axes", "Axes") or _is_a(value, "PIL.Image", "Image"):
+    if (
+        frames.is_a(value, "matplotlib.figure", "Figure")
+        or frames.is_a(value, "matplotlib.axes", "Axes")
+        or frames.is_a(value, "PIL.Image", "Image")
+    ):
         return parts.Image(value)
     if _is_altair(value):
         return parts.VegaChart(value)
-    if _is_a(value, "plotly.basedatatypes", "BaseFigure"):
+    if frames.is_a(value, "plotly.basedatatypes", "BaseFigure"):
         return plotly_chart(value)
     if isinstance(value, (bytes, bytearray)):
         return parts.Image(bytes(value))
@@ -76,43 +78,8 @@ def _svg(text: str | bytes) -> Component:
     return parts.Image(text.encode() if isinstance(text, str) else text)
 
 
-def _is_a(value: object, module: str, name: str) -> bool:
-    kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and isinstance(value, kind)
-
-
 def _is_altair(value: object) -> bool:
     return type(value).__module__.startswith("altair.") and callable(getattr(value, "to_dict", None))
-
-
-# ---- data frames -----------------------------------------------------------------------------------------------------
-
-
-def is_frame(value: object) -> bool:
-    """Whether it is a data frame or a series of pandas or polars."""
-    return any(_is_a(value, module, name) for module in ("pandas", "polars") for name in ("DataFrame", "Series"))
-
-
-def frame_rows(frame: Any, most: int) -> tuple[list[object], Rows, int]:
-    """Headers, the first rows, and how many rows there are. The index of pandas is the first column."""
-    count = len(frame)
-    head = frame.head(most)
-    if hasattr(head, "to_frame"):  # a series
-        head = head.to_frame()
-    if type(head).__module__.startswith("pandas"):
-        names = [_header(name) for name in head.columns[: parts.COLUMNS]]
-        wide = head.iloc[:, : parts.COLUMNS]
-        rows: Rows = [list(row) for row in wide.itertuples(index=True, name=None)]
-        return [_header(head.index.name or ""), *names], [[_label(row[0]), *row[1:]] for row in rows], count
-    return list(head.columns), [list(row) for row in head.rows()], count
-
-
-def _header(name: object) -> str:
-    return " / ".join(map(str, name)) if isinstance(name, tuple) else str(name)
-
-
-def _label(value: object) -> object:
-    return _header(value) if isinstance(value, tuple) else value
 
 
 # ---- plotly ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from flowbook.cards import convert
+from flowbook.cards import convert, frames
 from flowbook.cards.components import HTML, Component, Error, Table
 
 Json = Any
@@ -174,7 +174,7 @@ def rendered(card: Card, task: TaskView) -> list[Component]:
         found = card.render(task)
         if isinstance(found, str) and isinstance(card, MetaflowCard):
             return [HTML(found)]
-        if not isinstance(found, Iterable) or isinstance(found, (str, bytes, Mapping)) or convert.is_frame(found):
+        if not isinstance(found, Iterable) or isinstance(found, (str, bytes, Mapping)) or frames.is_frame(found):
             found = [found]
         return [convert.component_of(part) for part in found if part is not None]
     except Exception as error:
