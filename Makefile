@@ -1,5 +1,6 @@
 # make quickstart   execute notebooks/quickstart.ipynb on local pods and show its results
 # make test         all tests: style, types, pytest with the browser tests
+# make panel        build the run panel again, if its sources changed
 # Each makes the virtual environment it needs. Another interpreter: make PYTHON=python3.12 …
 
 PYTHON ?= python3
@@ -8,13 +9,16 @@ BIN = $(VENV)/bin
 export PYTHON
 unexport PYTHONDONTWRITEBYTECODE # else each worker compiles what it imports anew: seconds, for every task
 
-.PHONY: help quickstart test smoke lint lab bench pins clean env
+.PHONY: help quickstart test smoke lint lab bench pins clean env panel
 
 help:
 	@sed -n 's/^# //p' Makefile
 
-env:
+env: panel
 	@.ci/venv $(VENV)
+
+panel: # the front end; without node it says so, and people see the static status
+	@.ci/frontend
 
 quickstart: env
 	$(BIN)/python notebooks/execute.py notebooks/quickstart.ipynb
@@ -31,6 +35,7 @@ lint: env
 
 test: lint
 	@.ci/chromium
+	@.ci/frontend check
 	$(BIN)/python -m pytest
 
 # What another Python could break: how code is read, pickled and run
@@ -47,4 +52,4 @@ pins:
 		--group dev pyproject.toml -o requirements-dev.txt
 
 clean:
-	rm -rf $(VENV) build dist out
+	rm -rf $(VENV) build dist out flowbook/static node_modules
