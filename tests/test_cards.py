@@ -13,10 +13,10 @@ import queue
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -719,11 +719,14 @@ class Watched(FilesStore):
 class Stage:
     """The cards of a task without a worker around it."""
 
+    made: ClassVar[list[Stage]] = []
+
     def __init__(self, folder: Path, *options: CardOptions) -> None:
         self.store = Watched(folder)
         self.frames: queue.Queue[Json] = queue.Queue()
         place = live.Place(self.store, lambda line: self.frames.put(json.loads(line)), FLOW, RUN, "train", (2,))
         self.cards = live.LiveCards(place, options or (CardOptions(type="blank"),))
+        self.made.append(self)
 
     def until(self, holds: Callable[[Json], bool]) -> list[Json]:
         """The frames up to the first for which it holds."""
@@ -736,6 +739,15 @@ class Stage:
         """What the card shows at its next refresh."""
         card = self.cards.cards[name]
         return list(read(live.packed(card, live.State(1, card.entries()), "running"))["components"])
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    while Stage.made:
+        stage = Stage.made.pop()
+        stage.store.free.set()
+        assert stage.cards.sender.end()
 
 
 @pytest.fixture
@@ -1095,6 +1107,23 @@ def test_a_forked_child_shows_nothing_and_is_not_held_up(project: Project) -> No
     assert ran.artifacts["status"]["json"] == 7
     assert [part["text"] for part in stored(project)["blank"]["components"]] == ["parent"]
     assert "child" not in json.dumps([frame for frame in ran.frames if frame["f"] == "card"])
+
+
+def test_no_thread_of_ours_is_alive_while_the_body_forks(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_open", stage.cards)
+    stage.cards.refresh()
+    stage.until(lambda frame: frame["v"] == 1)
+    live._before_fork()
+    stage.cards.append("meanwhile")
+    stage.cards.default.number += 1
+    stage.cards.default.state = live.State(2, stage.cards.default.entries())
+    assert "flowbook-card" not in [thread.name for thread in threading.enumerate()]
+
+    live._after_fork()
+    assert stage.until(lambda frame: frame["v"] == 2)[-1]["card"]["components"][0]["text"] == "meanwhile"
+    live._before_fork()
+    stage.cards.refresh()  # from another thread of the body
+    assert stage.until(lambda frame: frame["v"] == 3)
 
 
 def test_a_child_that_comes_out_of_the_body_leaves_the_card_alone(project: Project) -> None:

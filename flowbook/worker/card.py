@@ -37,6 +37,7 @@ Item = TypeVar("Item")
 MIN_INTERVAL_S = 0.1  # between two frames
 PAUSE_RATIO = 20  # what took 30 ms is followed by a pause of 20 times that
 END_S = 30.0  # at most so long is the thread waited for at the end of a task
+REST_S = 1.0  # the same before a fork
 NAMED_METRICS = 100  # charts that `metric` makes
 OWN = "flowbook:"  # ids of the components that no step appended begin so
 
@@ -402,16 +403,18 @@ class Place:
 
 
 class Sender:
-    """The thread that sends and stores the latest states. It is a daemon: it never keeps the process alive."""
+    """The thread that sends and stores the latest states. It is a daemon: it never keeps the process alive.
+
+    It ends before the body forks and begins again after: a child of a process with threads may hang, and newer Pythons warn of it.
+    """
 
     def __init__(self, cards: LiveCards) -> None:
         self._cards = cards
         self._awake = threading.Event()  # there may be something new
         self._hurry = threading.Event()  # the pause between two frames is over early
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: tuple[threading.Thread, threading.Event] | None = None  # and what ends it
         self._starting = threading.Lock()  # never taken in a forked process
-        self._force = False
+        self._force = self._rests = False
         self._sent: dict[str, int] = {}  # name → number of the state
         self._stored: dict[str, tuple[int, float]] = {}  # name → number, time
 
@@ -424,33 +427,49 @@ class Sender:
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
-                    thread = threading.Thread(target=self._serve, name="flowbook-card", daemon=True)
-                    thread.start()
-                    self._thread = thread
+                    import flowbook.cards.wire  # noqa: F401 (what the thread needs; it shall hold no lock of an import when the body forks)
 
-    def end(self) -> bool:
-        """Stop the thread; False if it hangs in the store or the pipe."""
+                    ended = threading.Event()
+                    thread = threading.Thread(target=self._serve, args=(ended,), name="flowbook-card", daemon=True)
+                    thread.start()
+                    self._thread = thread, ended
+
+    def end(self, within_s: float = END_S) -> bool:
+        """Stop the thread; False if it hangs in the store or the pipe. `wake` starts another."""
         if self._thread is None:
             return True
-        self._ended.set()
+        (thread, ended), self._thread = self._thread, None
+        ended.set()
         self._hurry.set()
         self._awake.set()
-        self._thread.join(END_S)
-        return not self._thread.is_alive()
+        thread.join(within_s)
+        return not thread.is_alive()
 
-    def _serve(self) -> None:
+    def rest(self) -> None:
+        """Before a fork."""
+        if self._thread is not None:
+            self.end(REST_S)
+            self._rests = True
+
+    def go_on(self) -> None:
+        """After a fork, in the parent: what was not sent yet is."""
+        if self._rests:
+            self._rests = False
+            self.wake()
+
+    def _serve(self, ended: threading.Event) -> None:
         while True:
             self._awake.wait(self._until_store_s())
-            if self._ended.is_set():
+            if ended.is_set():
                 return
             self._awake.clear()
             began = time.monotonic()
             force, self._force = self._force, False
-            try:
-                for card in list(self._cards.cards.values()):
+            for card in list(self._cards.cards.values()):
+                try:
                     self._serve_card(card, force)
-            except Exception as error:
-                self._cards.warn(f"the card of {self._cards.task.name} cannot be kept while it runs: {error}")
+                except Exception as error:
+                    self._cards.warn(f"the card of {self._cards.task.name} cannot be kept while it runs: {error}")
             self._hurry.wait(max(MIN_INTERVAL_S, PAUSE_RATIO * (time.monotonic() - began)))
             self._hurry.clear()
 
@@ -506,6 +525,19 @@ def frame(card: LiveCard, number: int, data: bytes) -> bytes:
 
 
 _open: LiveCards | None = None
+
+
+def _before_fork() -> None:
+    if _open is not None and not _open.asleep:
+        _open.sender.rest()
+
+
+def _after_fork() -> None:
+    if _open is not None and not _open.asleep:
+        _open.sender.go_on()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
 def open(attempt: Any) -> None:
