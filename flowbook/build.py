@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flowbook._version import __version__
 from flowbook.errors import DefinitionError, Finding, NotPicklable
 from flowbook.spec import classgraph, decorators, parameters
 from flowbook.spec import flow as flows
@@ -191,6 +192,7 @@ def spec_of(
         user=user or user_name(),
         started_at=time.time(),
         python=sys.version.split()[0],
+        flowbook=__version__,
         program=code.program,
         constants=constants,
         compat=_resolves_metaflow(),

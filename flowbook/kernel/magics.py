@@ -31,6 +31,7 @@ from flowbook.kernel.session import CommandLine, Run, Session
 from flowbook.spec import graph, options
 from flowbook.spec.flow import task_name
 from flowbook.store import layout
+from flowbook.store import tags as run_tags
 
 if TYPE_CHECKING:
     from flowbook.spec.flowspec import FlowSpec
@@ -378,7 +379,7 @@ def _runs(session: Session, line: str) -> None:
     for run_id in session.runs.ids(name)[-LISTED:]:
         spec = session.runs.read_spec(name, run_id)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(spec.get("started_at", 0)))
-        tags = " ".join(spec.get("tags", ()))
+        tags = " ".join(run_tags.read(session.store, name, run_id, spec.get("tags", ()))[0])
         lines.append(f"{run_id:>5}  {session.runs.state(name, run_id, driven):<10} {when}  {len(spec['steps'])} steps  {tags}".rstrip())
     print("\n".join(lines) if lines else f"no run of {name} yet")
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowbook._version import __version__
 from flowbook.errors import ArtifactNotLoaded, DefinitionError, EngineError, Finding, FlowbookError, RunStopped
 from flowbook.kernel import capture, keys
 from flowbook.kernel.cells import Cells, Ran, flow_name, is_history, names_behind, notebook_path
@@ -575,6 +576,7 @@ class Session:
             user=_user(),
             started_at=time.time(),
             python=sys.version.split()[0],
+            flowbook=__version__,
         )
         return spec, values, notes + captured.warnings
 

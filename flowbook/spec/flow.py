@@ -212,6 +212,7 @@ class Spec:
     user: str | None = None
     started_at: float | None = None  # seconds since the epoch, for people only
     python: str = ""
+    flowbook: str = ""  # its version
     program: str | None = None  # the file of a FlowSpec, a key of `sources`: each worker runs it as its __main__
     project: dict[str, Json] = field(default_factory=dict)  # of @project: project_name, branch_name, project_flow_name, is_production, …
     constants: dict[str, Json] = field(default_factory=dict)  # name → entry: public attributes of the FlowSpec class itself
