@@ -809,6 +809,47 @@ def test_a_pipe_that_closes_early_is_no_error(done: Shell) -> None:
     process.wait()
 
 
+CARDS = """
+from metaflow import FlowSpec, card, current, step
+from metaflow.cards import Markdown
+
+class CardFlow(FlowSpec):
+    @card(type="blank", id="mine")
+    @card
+    @step(start=True, end=True)
+    def only(self):
+        current.card["mine"].append(Markdown("# Hello <there>"))
+"""
+
+
+def test_cards_are_listed_and_written_as_pages_and_metaflow_means_flowbook(shell: Shell) -> None:
+    shell.write("cards.py", CARDS)
+    assert shell.flowbook("run", "cards.py").returncode == SUCCEEDED
+
+    assert shell.flowbook("card", "list", "CardFlow/1").stdout.split() == ["1/only/0", "default", "1/only/0", "mine"]
+    assert "Hello" in shell.flowbook("card", "cards.py", "get", "latest/only", "--id", "mine").stdout
+    assert shell.flowbook("card", "cards.py", "get", "1/only/0", "out.html").stdout == "out.html\n"
+    assert "default-src 'none'" in (shell.folder / "out.html").read_text()
+    assert Path(shell.flowbook("card", "view", "CardFlow/1").stdout.strip()).read_text().startswith("<!DOCTYPE html>")
+    wrong = shell.flowbook("card", "get", "CardFlow/1", "--id", "mien")
+    assert wrong.returncode == WRONG and "Did you mean 'mine'?" in wrong.stderr
+
+
+def test_a_notebook_that_is_not_there_is_not_exported(shell: Shell) -> None:
+    found = shell.flowbook("export", "nothing.ipynb")
+
+    assert found.returncode == WRONG and "there is no such file" in found.stderr
+
+
+def test_the_page_of_the_command_line_explains_every_command_and_code() -> None:
+    page = (REPO / "docs" / "cli.md").read_text()
+
+    assert [name for name in commands.COMMANDS if not re.search(rf"[` |]{name}[ `]", page)] == []
+    codes = {SUCCEEDED, FAILED, WRONG, NOT_CONFIGURED, INTERRUPTED, TERMINATED}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
+    assert [name for name in arguments.IGNORED if name not in page and "force-rebuild" not in name] == []
+
+
 # ---- one step alone -----------------------------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = arguments.split(list(sys.argv[1:] if argv is None else argv), "flowbook", commands.COMMANDS)
         if given is None:
             return WRONG
-        if commands.COMMANDS[given.command].loose and not program.names_file(given.rest):
+        command = commands.COMMANDS[given.command]
+        if command.flowless or (command.loose and not program.names_file(given.rest)):
             return _act(None, given)
         if not given.rest or given.rest[0].startswith("-"):
             usage = f"It is written `flowbook {given.command} FLOW.py …`."

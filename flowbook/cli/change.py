@@ -59,11 +59,11 @@ def export(place: Place, given: argparse.Namespace) -> int:
         raise DefinitionError(Finding(given.notebook, "there is no such file", "Name a notebook, such as train.ipynb."))
     out = Path(given.out) if given.out else notebook.with_suffix(".py")
     try:
-        exporting.export_notebook(notebook, out, check=given.check)
+        told = exporting.export_notebook(notebook, out, check=given.check)
     except DefinitionError:
         raise
     except FlowbookError as error:
         print(error)
         return FAILED
-    print(f"{out} is what would be written" if given.check else f"wrote {out}")
+    print("\n".join(told))
     return SUCCEEDED

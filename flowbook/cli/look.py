@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flowbook.spec.classgraph import Graph, Node
 
 MOST_TASKS = 100  # whose output is printed, where a step has more
+MOST_CARDS = 50  # on one page
 STATES = ("succeeded", "failed", "stopped", "open")
 
 # ---- the flow itself ------------------------------------------------------------------------------------------------------
@@ -284,17 +285,20 @@ def card(place: Place, given: argparse.Namespace) -> int:
     from flowbook.cards import html
 
     path = place.path(given.path)
-    found = [(step, index, key) for step, index in _Tasks(place, path) for key in _card_keys(place, path, step, index)]
+    tasks = _Tasks(place, path)
+    found = [(f"{path.run}/{step}/{layout.task_key(index)}", key) for step, index in tasks for key in _card_keys(place, tasks, step, index)]
     if given.action == "list":
-        for step, index, key in found:
-            print(f"{path.run}/{step}/{layout.task_key(index)}  {_card_id(key)}")
+        print("\n".join(f"{task}  {_card_id(key)}" for task, key in found) or f"{given.path} has no card")
         return SUCCEEDED
-    ids = [_card_id(key) for _, _, key in found]
-    chosen = [each for each in found if given.id is None or _card_id(each[2]) == given.id]
+    chosen = [(task, key) for task, key in found if given.id is None or _card_id(key) == given.id]
     if not chosen:
         what = f"no card {given.id!r}" if given.id else "no card"
+        ids = list(dict.fromkeys(_card_id(key) for _, key in found))
         raise DefinitionError(Finding(given.path, what, meant(given.id or "", ids, "Cards") if ids else "A step has one with @card."))
-    page = html.page(cards.read(place.store.get(chosen[0][2])))
+    if len(chosen) > MOST_CARDS:
+        print(f"{len(chosen)} cards, of which the page has the first {MOST_CARDS}; {path.run}/STEP/TASK has fewer", file=sys.stderr)
+    title = f"{path.flow}/{given.path.removeprefix(f'{path.flow}/')}"
+    page = html.page([cards.read(place.store.get(key)) for _, key in chosen[:MOST_CARDS]], title)
     if given.action == "get" and not given.file:
         sys.stdout.write(page)
         return SUCCEEDED
@@ -308,12 +312,11 @@ def card(place: Place, given: argparse.Namespace) -> int:
     return SUCCEEDED
 
 
-def _card_keys(place: Place, path: RunPath, step: str, index: layout.Index) -> list[str]:
-    """The cards of the last attempt of a task that has any."""
-    prefix = f"{layout.run_prefix(path.flow, path.run)}{step}/{layout.task_key(index)}/"
-    keys = [key for key in place.store.list(prefix) if key.rpartition("/")[2].startswith("card-")]
-    last = max((int(key.split("/")[-2]) for key in keys), default=0)
-    return sorted(key for key in keys if int(key.split("/")[-2]) == last)
+def _card_keys(place: Place, tasks: _Tasks, step: str, index: layout.Index) -> list[str]:
+    """The cards of the attempt that made a task's result, or that was its last."""
+    run, there, attempt = tasks.printed_by(step, index)
+    prefix = layout.card_prefix(tasks.path.flow, run, step, there, attempt)
+    return sorted(key for key in place.store.list(prefix.rpartition("/")[0] + "/") if key.startswith(prefix))
 
 
 def _card_id(key: str) -> str:

@@ -115,10 +115,8 @@ def _as_main(path: Path, argv: Sequence[str]) -> types.ModuleType:
 
 def _resolve_metaflow() -> None:
     """Let ``import metaflow`` in the file mean flowbook."""
-    try:
-        from flowbook import compat
-    except ImportError:
-        return
+    from flowbook import compat
+
     compat.install()
 
 

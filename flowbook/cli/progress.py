@@ -74,6 +74,7 @@ class Screen:
             step.name: [each.name for each in spec.steps if each.next is not None and step.name in each.next.steps and each is not step]
             for step in spec.steps
         }
+        self._starting: list[str] = []
         self._broken = False
         self._trouble = ""
 
@@ -94,7 +95,7 @@ class Screen:
         if kind in ("launched", "reused") and line.begun is None:
             line.begun = event["at"]
             if kind == "launched":
-                self.say(f"{self._name(task.step)} starts")
+                self._starting.append(task.step)
         line.last = event["at"]
         if kind in ("launched", "reused", "succeeded", "failed", "lost", "skipped"):
             getattr(self, f"_on_{kind}")(task, event, line, state)
@@ -148,6 +149,9 @@ class Screen:
             line.done = True
             if any(counts.get(word) for word in ("succeeded", "failed", "stopped")):
                 self.say(self._ended(name, counts, line))
+        for name in self._starting:  # after those that have just ended
+            self.say(f"{self._name(name)} starts")
+        self._starting.clear()
 
     def _ended(self, step: str, counts: Mapping[str, int], line: StepLine) -> str:
         total = sum(counts.values())
