@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from flowbook.errors import Finding
 from flowbook.spec.body import BUILTINS, VISIBLE_KINDS, Body, read_body
-from flowbook.spec.flow import Input, Options, Step, is_token
+from flowbook.spec.flow import Input, Json, Options, Step, is_token
 
 Scope = tuple[str, ...]
 
@@ -810,21 +810,7 @@ def graph_svg(steps: Sequence[Step], states: Mapping[str, str] | None = None) ->
 
     `states`: step → how it is ("running", "failed", …); it colours the frame and stands in the tooltip.
     """
-    layer = _layers(steps)
-    columns: list[list[_Box]] = [[] for _ in range(max(layer.values(), default=-1) + 1)]
-    boxes: dict[str, _Box] = {}
-    for step in steps:
-        letters = max(len(_short(step.name)), len(_short(_note(step))) * 0.85)
-        boxes[step.name] = _Box(step.name, step, max(64.0, letters * 7.4 + 20), _HEIGHT)
-        columns[layer[step.name]].append(boxes[step.name])
-    chains = []
-    for src, dst, labels in edges(steps):
-        bends = [_Box(f"{src} {dst} {n}", None, 0, 6) for n in range(layer[src] + 1, layer[dst])]
-        for n, bend in enumerate(bends, layer[src] + 1):
-            columns[n].append(bend)
-        chains.append(([boxes[src], *bends, boxes[dst]], labels))
-    _untangle(columns, [chain for chain, _ in chains])
-    width, height = _set_places(columns)
+    width, height, boxes, chains = _laid_out(steps)
     parts = [_edge_svg(chain, labels) for chain, labels in chains]
     parts += [_step_svg(boxes[step.name], (states or {}).get(step.name)) for step in steps]
     return (
@@ -832,6 +818,48 @@ def graph_svg(steps: Sequence[Step], states: Mapping[str, str] | None = None) ->
         'style="max-width:100%;height:auto" font-family="var(--jp-ui-font-family, system-ui, sans-serif)" font-size="13" '
         f'role="img" aria-label="graph of {len(steps)} steps">{"".join(parts)}</svg>'
     )
+
+
+def graph_layout(steps: Sequence[Step]) -> dict[str, Json]:
+    """Where `graph_svg` draws what, for a drawing elsewhere: pixels, `x` and `y` of the upper left corner, `path` as in SVG.
+
+    {"width", "height", "nodes": [{"step", "x", "y", "w", "h", "label", "note"}], "edges": [{"from", "to", "path", "reads"}]}
+    """
+    width, height, boxes, chains = _laid_out(steps)
+    nodes = [
+        {
+            "step": box.name,
+            "x": round(box.x, 1),
+            "y": round(box.y - box.height / 2, 1),
+            "w": round(box.width, 1),
+            "h": box.height,
+            "label": _short(box.name),
+            "note": _short(_note(box.step)) if box.step else "",
+        }
+        for box in boxes.values()
+    ]
+    edges = [{"from": chain[0].name, "to": chain[-1].name, "path": _path(chain), "reads": list(labels)} for chain, labels in chains]
+    return {"width": round(width), "height": round(height), "nodes": nodes, "edges": edges}
+
+
+def _laid_out(steps: Sequence[Step]) -> tuple[float, float, dict[str, _Box], list[tuple[list[_Box], tuple[str, ...]]]]:
+    """The size of the drawing, its boxes by step, and each edge with its bends and the names that are read over it."""
+    layer = _layers(steps)
+    columns: list[list[_Box]] = [[] for _ in range(max(layer.values(), default=-1) + 1)]
+    boxes: dict[str, _Box] = {}
+    for step in steps:
+        letters = max(len(_short(step.name)), len(_short(_note(step))) * 0.85)
+        boxes[step.name] = _Box(step.name, step, max(64.0, letters * 7.4 + 20), _HEIGHT)
+        columns[layer[step.name]].append(boxes[step.name])
+    chains: list[tuple[list[_Box], tuple[str, ...]]] = []
+    for src, dst, labels in edges(steps):
+        bends = [_Box(f"{src} {dst} {n}", None, 0, 6) for n in range(layer[src] + 1, layer[dst])]
+        for n, bend in enumerate(bends, layer[src] + 1):
+            columns[n].append(bend)
+        chains.append(([boxes[src], *bends, boxes[dst]], labels))
+    _untangle(columns, [chain for chain, _ in chains])
+    width, height = _set_places(columns)
+    return width, height, boxes, chains
 
 
 def _untangle(columns: list[list[_Box]], chains: Sequence[Sequence[_Box]]) -> None:
@@ -868,12 +896,17 @@ def _set_places(columns: Sequence[Sequence[_Box]]) -> tuple[float, float]:
     return max(x - _COLUMN, 0) + _MARGIN, tallest + 2 * _MARGIN
 
 
-def _edge_svg(chain: Sequence[_Box], labels: Sequence[str]) -> str:
+def _path(chain: Sequence[_Box]) -> str:
     path = f"M{chain[0].x + chain[0].width:.1f} {chain[0].y:.1f}"
     for left, right in itertools.pairwise(chain):
         x1, x2 = left.x + left.width, right.x - (5 if right.step else 0)
         middle = (x1 + x2) / 2
         path += f" C{middle:.1f} {left.y:.1f} {middle:.1f} {right.y:.1f} {x2:.1f} {right.y:.1f}"
+    return path
+
+
+def _edge_svg(chain: Sequence[_Box], labels: Sequence[str]) -> str:
+    path = _path(chain)
     end = chain[-1]
     title = html.escape(f"{chain[0].name} → {end.name}" + (f": {', '.join(labels)}" if labels else ""))
     head = f"M{end.x:.1f} {end.y:.1f} l-7 -4 v8 z"
