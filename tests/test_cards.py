@@ -55,6 +55,7 @@ from flowbook.spec.flow import Card as CardOptions
 from flowbook.store import layout
 from flowbook.store.files import FilesStore
 from flowbook.worker import card as live
+from tests.test_scheduler import Bench, step
 from tests.worker_project import FLOW, RUN, Project, cell
 
 Json = Any
@@ -1186,3 +1187,11 @@ def test_the_card_of_a_killed_attempt_is_ended_by_its_reader() -> None:
     assert [part.get("title") for part in killed["components"]] == [None, "oom: more than 2 GB"] and killed["state"] == "failed"
     assert wire.checked(killed) == killed and wire.ended(killed, None) == killed and running["state"] == "running"
     assert wire.ended(running, None)["components"][1]["title"] == "Stopped: the attempt ended"
+
+
+def test_the_engine_passes_cards_on_to_who_watches(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.drive(step("a", "frame(f='card', id='blank', v=1, card={'v': 1})\ncommit()"))
+
+    told = [message for message in bench.said if message.get("f") == "card"]
+    assert told == [{**told[0], "say": "frame", "step": "a", "attempt": 0, "id": "blank", "v": 1, "card": {"v": 1}}]
