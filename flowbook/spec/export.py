@@ -298,7 +298,7 @@ class _Lines:
             self.direct = {
                 name: edit
                 for name, edit in texts.sole_assignments(self.tree).items()
-                if name in cell.artifacts and name not in self.globals | planned | loaded
+                if name in cell.artifacts and name not in self.globals | planned | loaded and not self._is_read_as_self()
             }
 
     @property
@@ -412,7 +412,11 @@ class _Lines:
 
     def _item_is_saved_at_once(self, name: str) -> bool:
         assert self.method.cell is not None
-        return name not in self.globals and not self.method.cell.body.binds(name)
+        return name not in self.globals and not self.method.cell.body.binds(name) and not self._is_read_as_self()
+
+    def _is_read_as_self(self) -> bool:
+        """Whether a joined step is read through `self`, which the body must then leave as it is until its end."""
+        return any(not attribute for attribute in self.method.recalled.values())
 
     def _loads(self) -> list[tuple[str, bool]]:
         """(name, guarded) of what the body reads of `self`; guarded: only if it is there."""
