@@ -8,11 +8,13 @@ executed as an import would. What was rebuilt is kept, so that all values of a r
 from __future__ import annotations
 
 import ast
+import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from flowbook import compat
 from flowbook.errors import ArtifactError, FlowbookError, StoreMissing
 from flowbook.spec.flow import Spec
 from flowbook.store import codec, results
@@ -30,6 +32,11 @@ class Space(dict[str, Any]):
         self._store, self._spec, self._commits = store, spec, commits
         self._under_way: set[str] = set()
         self._program: dict[str, Any] | None = None
+
+    @property
+    def is_compat(self) -> bool:
+        """Whether the run's code says `import metaflow` and means flowbook."""
+        return self._spec.compat
 
     def get(self, name: str, default: Any = None) -> Any:
         """For references in pickles: the present definition, else the run's own."""
@@ -131,7 +138,8 @@ def load(reader: results.Reader, entry: Mapping[str, Json], name: str) -> Any:
     """The value of an entry. References to tasks inside it read through `reader`, now and later. Raises ArtifactError, StoreError."""
     before = results.set_reader(reader)
     try:
-        return reader.load(entry, name)
+        with compat.resolving() if isinstance(reader.main, Space) and reader.main.is_compat else contextlib.nullcontext():
+            return reader.load(entry, name)
     except StoreMissing as error:
         raise ArtifactError(f"the data of {name} is no longer in the store ({error}). Run its step again.") from None
     except FlowbookError as error:

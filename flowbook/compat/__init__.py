@@ -10,11 +10,12 @@ never silently, never in the middle of a run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.machinery
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ def uninstall() -> None:
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
     for name in [name for name, module in sys.modules.items() if _is_name(name) and _is_ours(module)]:
         del sys.modules[name]
+
+
+@contextlib.contextmanager
+def resolving() -> Iterator[None]:
+    """`install` for a while, as for code of a run that was made so. A Metaflow that is installed here is itself again afterwards."""
+    if installed():
+        yield
+        return
+    before = {name: module for name, module in sys.modules.items() if _is_name(name)}
+    install()
+    try:
+        yield
+    finally:
+        uninstall()
+        sys.modules.update(before)
 
 
 def _is_name(name: str) -> bool:
@@ -92,6 +108,15 @@ class _Finder:
         return _Module(spec.name, f"{spec.name} as flowbook serves it; see flowbook/compat.")
 
     def exec_module(self, module: types.ModuleType) -> None: ...
+
+
+def name_as_metaflow(kept: Exception, error: Exception, traceback: str) -> None:
+    """Let an error that @catch keeps answer by Metaflow's names, too: `type`, `exception` and `stacktrace`, all texts."""
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    for name, value in (("type", kind), ("exception", str(error)), ("stacktrace", traceback)):
+        if not hasattr(kept, name):
+            with contextlib.suppress(AttributeError, TypeError):  # a class with __slots__
+                setattr(kept, name, value)
 
 
 def resolve(module: str, name: str) -> Any:

@@ -19,7 +19,9 @@ class StoredCard:
 
     @property
     def id(self) -> str | None:
-        return self.content.get("id")
+        """None for one that was given no id, which is kept under the name of its type."""
+        found = self.content.get("id")
+        return None if found == self.type else found
 
     @property
     def type(self) -> str:
@@ -29,7 +31,7 @@ class StoredCard:
         """The card as a page of HTML."""
         from flowbook.cards import html
 
-        return html.page(self.content)
+        return html.page([self.content])
 
     @property
     def html(self) -> str:

@@ -19,21 +19,19 @@ _work: tuple[Callable[[Any], Any], list[Any]] | None = None  # what forked proce
 def profile(label: str, stats_dict: MutableMapping[str, float] | None = None) -> Iterator[None]:
     """Measure a block. Milliseconds are added to `stats_dict` under the label; without one, a line is printed."""
     if stats_dict is None:
-        print(f"PROFILE: {label} starting")
+        print(f"PROFILE: {label} starting")  # noqa: T201 - it is what the function is for
     began = time.perf_counter()
     try:
         yield
     finally:
         took_ms = 1000 * (time.perf_counter() - began)
         if stats_dict is None:
-            print(f"PROFILE: {label} completed in {took_ms:.0f}ms")
+            print(f"PROFILE: {label} completed in {took_ms:.0f}ms")  # noqa: T201
         else:
             stats_dict[label] = stats_dict.get(label, 0) + took_ms
 
 
-def parallel_map(
-    func: Callable[[Any], Any], iterator: Iterable[Any], max_parallel: int | None = None, dir: str | None = None
-) -> list[Any]:
+def parallel_map(func: Callable[[Any], Any], iterator: Iterable[Any], max_parallel: int | None = None, dir: str | None = None) -> list[Any]:
     """`func` of each item, in forked processes, at most `max_parallel` at a time (the number of cores), in the order of the items.
 
     Raises what `func` raises. `dir` means nothing here.

@@ -16,12 +16,13 @@ from flowbook.spec import decorators, parameters
 from flowbook.spec.classgraph import steps_of
 from flowbook.spec.flowspec import MUTATORS, FlowSpec
 from flowbook.spec.marks import MARKS, Mark, class_marks, leave, marks_of
+from flowbook.spec.parameters import Parameter
 
 user_step_decorator = decorators.user_step_decorator
 USER_SKIP_STEP: dict[str, Any] = {}  # what a wrapper yields to skip the step
 
 IGNORE, ERROR, OVERRIDE = 1, 2, 3
-_SEVERAL = frozenset(["card", "exit_hook", "secrets", "trigger", "trigger_on_finish", "schedule"])  # decorators that may stand more than once
+_SEVERAL = frozenset("card exit_hook secrets trigger trigger_on_finish schedule".split())  # decorators that may stand more than once
 
 
 # ---- wrappers ---------------------------------------------------------------------------------------------------------------
@@ -57,7 +58,9 @@ def _wrap(cls: type, function: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def _generator(cls: type) -> Callable[..., Iterator[Any]]:
-    def around(step_name: str, flow: FlowSpec, inputs: Any = None, attributes: Mapping[str, Any] = types.MappingProxyType({})) -> Iterator[Any]:
+    def around(
+        step_name: str, flow: FlowSpec, inputs: Any = None, attributes: Mapping[str, Any] = types.MappingProxyType({})
+    ) -> Iterator[Any]:
         wrapper: UserStepDecorator = object.__new__(cls)
         wrapper.init(**{name: parameters.evaluate(value, type(flow)) for name, value in attributes.items()})
         instead: Any = wrapper.pre_step(step_name, flow, inputs)
@@ -189,7 +192,9 @@ class _Mutable:
         deco_type(*(deco_args or ()), **arguments)(self._target()) if deco_args or arguments else deco_type(self._target())
         return deco_type
 
-    def remove_decorator(self, deco_name: str, deco_args: Sequence[Any] | None = None, deco_kwargs: Mapping[str, Any] | None = None) -> bool:
+    def remove_decorator(
+        self, deco_name: str, deco_args: Sequence[Any] | None = None, deco_kwargs: Mapping[str, Any] | None = None
+    ) -> bool:
         """Take a decorator away; with arguments only one that has just these. Whether there was one."""
         name = deco_name.rpartition(".")[2]
 
@@ -231,7 +236,7 @@ class MutableFlow(_Mutable):
     def steps(self) -> Iterator[tuple[str, MutableStep]]:
         return ((function.__name__, MutableStep(self._flow, function)) for function in steps_of(self._flow))
 
-    def add_parameter(self, name: str, value: parameters.Parameter, overwrite: bool = False) -> None:
+    def add_parameter(self, name: str, value: Parameter, overwrite: bool = False) -> None:
         if hasattr(self._flow, name) and not overwrite:
             raise DefinitionError(Finding("add_parameter", f"the flow has {name!r} already", "Say overwrite=True to replace it."))
         setattr(self._flow, name, value)

@@ -44,7 +44,7 @@ _COMPONENTS = _same(
 _CARD_TYPES = _same(_CARDS, "MetaflowCard DefaultCard BlankCard")
 _MULTICORE = _same("flowbook.compat.extras", "parallel_map parallel_imap_unordered")
 _EXCEPTIONS = {
-    "MetaflowException": "flowbook.compat.exceptions:MetaflowException",
+    "MetaflowException": "flowbook.errors:FlowbookError",
     "MetaflowExceptionWrapper": "flowbook.store.results:TaskError",
     "MetaflowNotFound": f"{_CLIENT}:NotFound",
     "MetaflowNamespaceMismatch": f"{_CLIENT}:NamespaceMismatch",
@@ -114,9 +114,7 @@ MODULES: dict[str, dict[str, str]] = {
     "metaflow.user_decorators.mutable_flow": {"MutableFlow": "flowbook.compat.own:MutableFlow"},
     "metaflow.user_decorators.mutable_step": {"MutableStep": "flowbook.compat.own:MutableStep"},
     "metaflow.user_decorators.user_flow_decorator": {"FlowMutator": _OWN_DECORATORS["FlowMutator"]},
-    "metaflow.user_decorators.user_step_decorator": {
-        name: target for name, target in _OWN_DECORATORS.items() if name != "FlowMutator"
-    },
+    "metaflow.user_decorators.user_step_decorator": {name: target for name, target in _OWN_DECORATORS.items() if name != "FlowMutator"},
     "metaflow.util": _same("flowbook.compat.extras", "get_username to_bytes to_unicode is_stringish"),
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import re
@@ -201,6 +202,8 @@ class Attempt:
         self.order, self.frames = order, frames
         self.pid = os.getpid()
         self.store, self.spec = read_spec(order)
+        if self.spec.compat:
+            importlib.import_module("flowbook.compat").install()  # a door: this room knows no more of it than that
         if order["step"] not in {step.name for step in self.spec.steps}:
             raise ArtifactError(f"run {order['run']} of flow {order['flow']} has no step {order['step']!r}")
         self.step: Step = self.spec.step(order["step"])
@@ -450,7 +453,7 @@ class Attempt:
             self.caught = described
             if self.step.options.print_exception:
                 print(self.caught["traceback"], file=sys.stderr)  # noqa: T201
-            self._set_caught(catch, self._kept(error))
+            self._set_caught(catch, self._kept(error, described.get("traceback") or ""))
             return
         self._end_forked(None)
         self._show_figures()
@@ -470,8 +473,11 @@ class Attempt:
         except Exception as error:  # a figure that cannot be drawn; the results are whole
             print(f"a figure cannot be shown: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
 
-    def _kept(self, error: Exception) -> Exception:
-        return lasting(error, self.main)
+    def _kept(self, error: Exception, traceback: str) -> Exception:
+        kept = lasting(error, self.main)
+        if self.spec.compat:
+            importlib.import_module("flowbook.compat").name_as_metaflow(kept, error, traceback)
+        return kept
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 

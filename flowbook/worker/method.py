@@ -8,7 +8,6 @@ repeats itself does so here, on the same instance, until its switch leads elsewh
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -409,8 +408,6 @@ def _counted(items: Iterable[Any], name: str) -> Iterator[Any]:
 def load(attempt: Attempt) -> MethodTask:
     """The program in main, and the task's instance. Raises what the program raises."""
     process.in_task = True
-    if attempt.spec.compat:
-        importlib.import_module("flowbook.compat").install()  # a door: this room knows no more of it than that
     attempt.scope.captures([*attempt.step.captures, *attempt.spec.setup_captures])
     execute.run_setup(attempt.spec, attempt.main)
     if attempt.spec.program is not None:

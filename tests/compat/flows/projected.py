@@ -1,0 +1,20 @@
+"""@project: names of project, branch and flow."""
+
+from metaflow import FlowSpec, current, project, step
+
+
+@project(name="fruit")
+class ProjectedFlow(FlowSpec):
+    @step
+    def start(self):
+        self.told = (current.project_name, current.branch_name, current.project_flow_name)
+        self.kind = (current.is_user_branch, current.is_production)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+if __name__ == "__main__":
+    ProjectedFlow()
