@@ -421,7 +421,12 @@ def test_lines_points_and_bars_of_plotly_become_a_chart_and_the_rest_is_told(mon
     figure.data = (trace, types.SimpleNamespace(type="bar", mode=None, name=None, x=["p", "q"], y=[1, 2]))
 
     spec = convert.component_of(figure).to_json()["spec"]
-    assert [layer["mark"]["type"] for layer in spec["layer"]] == ["line", "bar"] and len(spec["data"]["values"]) == 4
+    assert [layer["mark"]["type"] for layer in spec["layer"]] == ["line", "bar"] and len(spec["layer"][0]["data"]["values"]) == 2
+    figure.data = (trace,)
+    assert convert.component_of(figure).to_json()["spec"]["encoding"]["y"]["type"] == "quantitative"
+    assert "<circle" in drawing.fragment(read(packed(convert.component_of(figure))))  # of one point, since NaN is a gap
+    figure.data = (types.SimpleNamespace(type="histogram", name=None, x=["2026-01-02", "2026-01-03"], y=None),)
+    assert convert.component_of(figure).to_json()["spec"]["encoding"]["x"]["type"] == "temporal"
     figure.data = (types.SimpleNamespace(type="sankey", name="s"),)
     assert "sankey" in convert.component_of(figure).to_json()["text"]
 

@@ -6,6 +6,7 @@ way is shown by its repr.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ Json = Any
 
 TRACES = 50  # of a plotly figure
 TRACE_POINTS = 5_000
+DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d|\Z)")
 
 
 def component_of(value: object) -> Component:
@@ -87,51 +89,54 @@ def _is_altair(value: object) -> bool:
 
 def plotly_chart(figure: Any) -> Component:
     """The lines, points, bars and histograms of a plotly figure as a chart; other traces are told as what they are."""
-    layers: list[dict[str, Json]] = []
-    values: list[dict[str, Json]] = []
+    by_mark: dict[str, list[dict[str, Json]]] = {}
     for i, trace in enumerate(list(figure.data)[:TRACES]):
         mark = _plotly_mark(trace)
         if mark is None:
             kind = plain.text(getattr(trace, "type", "?"), 50)
             why = f"flowbook draws plotly's scatter, bar and histogram, not {kind!r}; append fig.to_image(), or Image(fig.to_image()), instead."
             return parts.Error(why, "this plotly figure cannot be drawn in a card")
-        values += _plotly_points(trace, str(getattr(trace, "name", None) or f"trace {i}"))
-        if mark not in [layer["mark"] for layer in layers]:
-            layers.append({"mark": mark})
-    axes = figure.layout
-    x: dict[str, Json] = {"field": "x", "type": _type_of(values, "x"), "title": _axis_title(axes, "xaxis")}
-    y: dict[str, Json] = {"field": "y", "type": _type_of(values, "y"), "title": _axis_title(axes, "yaxis")}
-    for layer in layers:
-        if layer["mark"]["type"] == "bar" and layer["mark"].pop("count", False):
-            x, y = {**x, "bin": x["type"] == "quantitative"}, {"aggregate": "count", "type": "quantitative", "title": y["title"]}
-        layer["transform"] = [{"filter": {"field": "mark", "equal": layer["mark"]["type"]}}]
-        layer["encoding"] = {"x": x, "y": y, "color": {"field": "name", "type": "nominal", "title": None}}
-    title = plain.text(getattr(getattr(axes, "title", None), "text", None) or "", parts.TITLE)
-    return parts.VegaChart({**({"title": title} if title else {}), "data": {"values": values}, "layer": layers})
+        by_mark.setdefault(mark, []).extend(_plotly_points(trace, str(getattr(trace, "name", None) or f"trace {i}")))
+    every = [value for values in by_mark.values() for value in values]
+    x = {"field": "x", "type": _type_of(every, "x"), "title": _axis_title(figure.layout, "xaxis")}
+    y = {"field": "y", "type": _type_of(every, "y"), "title": _axis_title(figure.layout, "yaxis")}
+    layers = [_plotly_layer(mark, values, x, y) for mark, values in by_mark.items()]
+    title = plain.text(getattr(getattr(figure.layout, "title", None), "text", None) or "", parts.TITLE)
+    return parts.VegaChart({**({"title": title} if title else {}), **(layers[0] if len(layers) == 1 else {"layer": layers})})
 
 
-def _plotly_mark(trace: Any) -> dict[str, Json] | None:
+def _plotly_layer(mark: str, values: list[dict[str, Json]], x: Mapping[str, Json], y: Mapping[str, Json]) -> dict[str, Json]:
+    across, up = dict(x), dict(y)
+    if mark == "histogram":
+        across["bin"] = x["type"] == "quantitative"
+        up = {"aggregate": "count", "type": "quantitative", "title": y["title"]}
+    drawn = {"type": "bar" if mark == "histogram" else mark, **({"filled": True} if mark == "point" else {})}
+    return {
+        "data": {"values": values},
+        "mark": drawn,
+        "encoding": {"x": across, "y": up, "color": {"field": "name", "type": "nominal", "title": None}},
+    }
+
+
+def _plotly_mark(trace: Any) -> str | None:
     if trace.type in ("scatter", "scattergl"):
-        points = "markers" in str(trace.mode or "") and "lines" not in str(trace.mode or "")
-        return {"type": "point", "filled": True} if points else {"type": "line"}
-    if trace.type == "bar":
-        return {"type": "bar"}
-    return {"type": "bar", "count": True} if trace.type == "histogram" else None
+        mode = str(trace.mode or "lines")
+        return "point" if "markers" in mode and "lines" not in mode else "line"
+    return trace.type if trace.type in ("bar", "histogram") else None
 
 
 def _plotly_points(trace: Any, name: str) -> list[dict[str, Json]]:
-    xs, ys = ([plain.cell(v) for v in plain.some(axis, TRACE_POINTS)] for axis in (trace.x, trace.y))
-    mark = (_plotly_mark(trace) or {})["type"]
+    xs, ys = (plain.plain(plain.some(axis, TRACE_POINTS)) for axis in (trace.x, trace.y))
+    shown = plain.text(name, 100)
     size = max(len(xs), len(ys))
-    return [
-        {"x": xs[i] if i < len(xs) else i, "y": ys[i] if i < len(ys) else None, "name": plain.text(name, 100), "mark": mark}
-        for i in range(size)
-    ]
+    return [{"x": xs[i] if i < len(xs) else i, "y": ys[i] if i < len(ys) else None, "name": shown} for i in range(size)]
 
 
 def _type_of(values: list[dict[str, Json]], axis: str) -> str:
     seen = [value[axis] for value in values if value[axis] is not None]
-    return "quantitative" if all(isinstance(value, (int, float)) for value in seen) else "nominal"
+    if all(isinstance(value, (int, float)) for value in seen):
+        return "quantitative"
+    return "temporal" if all(isinstance(value, str) and DATE.match(value) for value in seen) else "nominal"
 
 
 def _axis_title(layout: Any, axis: str) -> str | None:

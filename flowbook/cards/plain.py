@@ -196,6 +196,8 @@ def some(values: object, most: int) -> list[object]:
     """At most so many of the elements of an array or a sequence; of None none."""
     if values is None:
         return []
-    cut = values[:most]  # type: ignore[index]
+    cut: Any = values[:most]  # type: ignore[index]
+    if getattr(getattr(cut, "dtype", None), "kind", "") == "M":  # dates of numpy, which tolist may give as numbers
+        cut = cut.astype("datetime64[ms]").astype(str)
     tolist = getattr(cut, "tolist", None)
     return list(tolist() if callable(tolist) else cut)
