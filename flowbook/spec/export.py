@@ -111,10 +111,11 @@ def refusals(notebook: Notebook) -> Iterator[Finding]:
     parameters = {parameter.name for parameter in notebook.parameters}
     for name in sorted(parameters & WORDS):
         yield Finding(f"parameter {name}", "a FlowSpec has an attribute of that name", "Rename it.")
+    artifacts = {cell.name: cell.artifacts for cell in notebook.cells}
     for cell in notebook.cells:
         yield from _refused_options(cell)
         yield from _refused_names(cell)
-        yield from _refused_code(cell)
+        yield from _refused_code(cell, [name for step in cell.step.options.join for name in artifacts[step]])
 
 
 def _refused_options(cell: Cell) -> Iterator[Finding]:
@@ -144,7 +145,7 @@ def _refused_names(cell: Cell) -> Iterator[Finding]:
         yield Finding(cell.where, f"the body assigns `{catch}`, where --catch puts the error", "Use another name.")
 
 
-def _refused_code(cell: Cell) -> Iterator[Finding]:
+def _refused_code(cell: Cell, joined: list[str]) -> Iterator[Finding]:
     tree = texts.parse(cell.step.source)
     for node in texts.at_cell_level(tree):
         if isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith) or (isinstance(node, ast.comprehension) and node.is_async):
@@ -154,7 +155,7 @@ def _refused_code(cell: Cell) -> Iterator[Finding]:
         yield Finding(cell.where, f"{name} gives something else in a method than in a cell", "Name the variables, or use globals().")
     if (mangled := texts.mangled(tree)) is not None:
         yield Finding(cell.where, f"Python changes `{mangled}` inside a class", "Use a name that does not begin with two underscores.")
-    if (word := task_words(cell)) is not None:
+    if (word := task_words(cell, joined)) is not None:
         remedy = "Keep what you need in an artifact of that step, and read that."
         yield Finding(cell.where, f"it uses {word} of joined tasks; in a class these have only their artifacts", remedy)
 

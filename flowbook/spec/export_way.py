@@ -11,7 +11,7 @@ never silently another flow.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flowbook.errors import DefinitionError, Finding
@@ -438,15 +438,19 @@ def _in_maybes(part: Part | Row, inside: bool) -> Iterator[str]:
             yield from _in_maybes(inner, inside)
 
 
-def task_words(cell: Cell) -> str | None:
-    """A word of the notebook's tasks that the body uses on a joined step or its tasks, and that a join of a class does not know."""
+def task_words(cell: Cell, artifacts: Collection[str]) -> str | None:
+    """A word of the notebook's tasks that the body uses on a joined step or its tasks, and that a join of a class does not know.
+
+    `artifacts` are those of the joined steps; one that is called `table` is not the table of all tasks.
+    """
     tree = parse(cell.step.source)
     tasks = set(cell.step.options.join)
+    words = TASK_WORDS - ({"table"} & set(artifacts))
     for _ in range(2):  # names that stand for tasks, and those made from such names
         for node in ast.walk(tree):
             tasks |= _bound_to_tasks(node, tasks)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in TASK_WORDS and _root(node.value) in tasks:
+        if isinstance(node, ast.Attribute) and node.attr in words and _root(node.value) in tasks:
             return f".{node.attr}"
         key = node.slice.value if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) else None
         if isinstance(node, ast.Subscript) and isinstance(key, str) and _root(node.value) in tasks:
