@@ -241,24 +241,27 @@ class Attempt:
                 plans = {self.step.name: self._guarded(lambda: self._plan(self.step), self._option_place(self.step))}
             self._commit({}, {}, plans)
             return
-        with self._phase("running"):
-            before = dict(self.main)
-            with self._live():
+        with self._live():
+            with self._phase("running"):
+                before = dict(self.main)
+                self._guarded(self._open_live)
                 self._body(self._cell)
-        with self._phase("saving"):
-            artifacts, unsaved, plans = self._guarded(lambda: self._save(before))
-            self._close_live(artifacts)
+            with self._phase("saving"):
+                artifacts, unsaved, plans = self._guarded(lambda: self._save(before))
+                self._close_live(artifacts)
         self._commit(artifacts, unsaved, plans)
 
     def _perform_method(self) -> None:
         task = self.method
         assert task is not None
-        with self._phase("running"), self._live():
-            self._body(task.run)
-        with self._phase("saving"):
-            artifacts, unsaved = self._guarded(task.artifacts)
-            plans = self._guarded(task.plans)
-            self._close_live(artifacts)
+        with self._live():
+            with self._phase("running"):
+                self._guarded(self._open_live)
+                self._body(task.run)
+            with self._phase("saving"):
+                artifacts, unsaved = self._guarded(task.artifacts)
+                plans = self._guarded(task.plans)
+                self._close_live(artifacts)
         self._commit(artifacts, unsaved, plans, next=task.next(), undeclared=task.undeclared)
 
     # ---- cards and checkpoints ----------------------------------------------------------------------------------------
@@ -283,13 +286,12 @@ class Attempt:
 
     @contextlib.contextmanager
     def _live(self) -> Iterator[None]:
-        """Cards and checkpoints around the body. After a body that failed they are closed here, else once its results are saved."""
-        self._guarded(self._open_live)
+        """Cards and checkpoints of an attempt that fails are closed here, with its error; else once its results are saved."""
         try:
             yield
         except Failure as failure:
-            for part in reversed(self._opened):
-                part.close(self, failure.error)
+            while self._opened:
+                self._opened.pop().close(self, failure.error)
             raise
 
     def _open_live(self) -> None:
@@ -299,8 +301,8 @@ class Attempt:
 
     def _close_live(self, artifacts: dict[str, Json]) -> None:
         self.saved_entries = artifacts
-        for part in reversed(self._opened):
-            part.close(self, self.caught)
+        while self._opened:
+            self._opened.pop().close(self, self.caught)
 
     def _phase(self, name: str) -> _Phase:
         if name != "loading":  # with that every attempt begins
