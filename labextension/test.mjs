@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { spawnSync } from "node:child_process";
 import * as esbuild from "esbuild";
+import { alias } from "./alias.mjs";
 
 const folder = mkdtempSync(join(tmpdir(), "flowbook-tests-"));
 const tests = readdirSync("labextension/tests").filter((name) => /\.test\.tsx?$/.test(name));
@@ -12,6 +13,7 @@ await esbuild.build({
     outdir: folder,
     outExtension: { ".js": ".mjs" },
     bundle: true,
+    alias,
     platform: "node",
     format: "esm",
     target: "node20",
