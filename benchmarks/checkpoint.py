@@ -1,9 +1,10 @@
-"""How long a training loop stands still for a checkpoint of 500 MB: a fork, a copy, and a save that the loop waits for.
+"""How much longer a training loop takes for a checkpoint of 500 MB: written beside it, and by a save that it waits for.
 
-Each contestant runs the same loop in a process of its own: an item changes the whole state, works for a while, and asks for a save.
-Stall is the time inside the call, the worst of the saves after the first (which is where memory is made). Between two saves the loop
-waits until the one before is written, outside of the measured time, so that each save is a whole one. The whole loop is measured,
-too: what a fork saves at the call, the kernel takes back in part when the loop writes into shared pages.
+Each contestant runs the same loop in a process of its own: it asks for a save, and goes on with an item. The cost of a save is the
+time inside the call, plus the time by which the item after it is longer than one without a save: what a fork does not take in the
+call, it may take later, when the loop writes into pages that the child still needs. Between two items the loop waits, unmeasured,
+until the save is written, so that each is a whole one. Two loops: one rewrites the whole state in each item, as a training does;
+one only reads it, as while it is evaluated. The first save is not counted: there memory is made.
 """
 
 from __future__ import annotations
@@ -30,83 +31,75 @@ from flowbook.store import codec
 from flowbook.store.chunks import Shelf
 from flowbook.store.files import FilesStore
 from flowbook.worker.writer import Save, Writer
-root, mode, megabytes, saves, arrays, same = sys.argv[2], sys.argv[3], *map(int, sys.argv[4:8])
+root, mode, megabytes, saves, arrays, does = sys.argv[2], sys.argv[3] or None, *map(int, sys.argv[4:7]), sys.argv[7]
 store = FilesStore(root)
 writer = Writer(store, Shelf(store, "bench", "1", "train", ()), 0, mode=mode)
 model = {f"layer{i}": numpy.random.rand(megabytes * 1_000_000 // 8 // arrays) for i in range(arrays)}
 save = Save(lambda: {"state": codec.encode(model, previews=False)}, lambda bodies: {"kind": "state", "state": bodies["state"]})
-stalls, changes, written = [], [], []
-for n in range(saves + 1):
+
+def item():
     started = time.perf_counter()
-    for i, layer in enumerate(model.values()):
-        if not same or i == 0:
+    for layer in list(model.values())[: 1 if does == "change one" else None]:
+        if does == "read":
+            layer.sum()
+        else:
             layer += 1.0
-    changes.append(time.perf_counter() - started)
+    return time.perf_counter() - started
+
+def change():
+    model["layer0"] += 1.0
+
+calls, costs = [], []
+for n in range(saves):
+    plain = min(item() for _ in range(3))
+    change() if does == "read" else None
     started = time.perf_counter()
     writer.save(save)
-    called = time.perf_counter()
-    stalls.append(called - started)
-    if n == saves:  # the item after a save, while it is written
-        for layer in model.values():
-            layer += 1.0
-        beside = time.perf_counter() - called
+    calls.append(time.perf_counter() - started)
+    costs.append(calls[-1] + max(0.0, item() - plain))
     writer.finish()
-    written.append(time.perf_counter() - started)
-print(json.dumps({"stall_s": stalls[1:], "change_s": min(changes[1:]), "beside_s": beside, "written_s": written[1:]}))
+print(json.dumps({"call_s": calls[SKIP:], "cost_s": costs[SKIP:]}))
 """
+SKIP = 3  # saves in which memory is made, and found out how the loop uses its state
 
 
 def run(settings: Settings) -> Section:
     megabytes = settings.scaled(MEGABYTES, 50)
-    extra: dict[str, list[dict[str, float]]] = {}
+    calls: dict[tuple[str, str], list[float]] = {}
 
-    def measure(mode: str, same: bool = False) -> Sample:
+    def measure(mode: str, does: str) -> Sample:
         touch_memory(3 * megabytes)
         with scratch() as folder:
-            said = loop(folder, mode, megabytes, same)
-        extra.setdefault(mode + (" same" if same else ""), []).append(
-            {"beside": said["beside_s"] / said["change_s"], "written_s": statistics.median(said["written_s"])}
-        )
-        return Sample(1000 * max(said["stall_s"]))
+            said = loop(folder, mode, megabytes, does)
+        calls.setdefault((mode, does), []).append(statistics.median(said["call_s"]))
+        return Sample(1000 * statistics.median(said["cost_s"]))
 
-    contest = Contest(
-        f"A loop stands still for a checkpoint of {megabytes} MB in {ARRAYS} arrays: milliseconds, the worst of {SAVES}",
-        "ms",
-        False,
-        [
-            Contestant("a fork, where that is safe", "the state", lambda: measure("fork")),
-            Contestant("a copy, written by a thread", "the state", lambda: measure("copy")),
-            Contestant("a save that the loop waits for", "the state", lambda: measure("now")),
-        ],
-    ).hold(settings.rounds)
-    measure("now", same=True)
-    values = {each.name: statistics.median(sample.value for sample in contest.samples[each.name][1:]) for each in contest.contestants}
-    fork, copied, now = values.values()
-    return Section(
-        "checkpoint",
-        [contest],
-        [
-            Fact("stall of a fork, of the save that the loop waits for", f"{100 * fork / now:.1f} %"),
-            Fact("stall of a copy, of the same", f"{100 * copied / now:.1f} %"),
-            *(
-                Fact(
-                    f"an item that writes the whole state while it is saved, by {word}",
-                    f"{amount(_median(extra[mode], 'beside'))} times as long",
-                )
-                for mode, word in (("fork", "a fork"), ("copy", "a copy"))
-            ),
-            Fact("a save where one array of twenty changed, waited for", f"{amount(1000 * _median(extra['now same'], 'written_s'))} ms"),
-        ],
-    )
+    def contest(does: str, title: str, forced: str) -> Contest:
+        contestants = [
+            Contestant("flowbook, as it chooses", "the state", lambda: measure("", does)),
+            Contestant(f"flowbook, by a {forced} in any case", "the state", lambda: measure(forced, does)),
+            Contestant("a save that the loop waits for", "the state", lambda: measure("now", does)),
+        ]
+        return Contest(f"A checkpoint of {megabytes} MB, {title}: milliseconds for it", "ms", False, contestants).hold(settings.rounds)
+
+    written = contest("write", "each item rewrites all of it", "fork")
+    left = contest("read", "the items read it", "copy")
+    measure("now", "change one")
+    facts = []
+    for found, what in ((written, "rewritten"), (left, "left alone")):
+        own, waited = found.contestants[0].name, found.contestants[-1].name
+        share = [100 * mine.value / other.value for mine, other in zip(found.samples[own], found.samples[waited], strict=True)]
+        facts.append(Fact(f"cost of a save of a state that is {what}, of the save that is waited for", f"{statistics.median(share):.1f} %"))
+    for (mode, does), seconds in calls.items():
+        word = mode or "as it chooses"
+        facts.append(Fact(f"time in the call, {word}, the loop does: {does}", f"{amount(1000 * statistics.median(seconds))} ms"))
+    return Section("checkpoint", [written, left], facts)
 
 
-def _median(found: list[dict[str, float]], name: str) -> float:
-    return statistics.median(each[name] for each in found)
-
-
-def loop(folder: Path, mode: str, megabytes: int, same: bool) -> dict[str, list[float]]:
+def loop(folder: Path, mode: str, megabytes: int, does: str) -> dict[str, list[float]]:
     """One loop in a process of its own. One thread for numpy's algebra: a fork is safe then."""
     root = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-c", LOOP, root, str(folder), mode, *map(str, (megabytes, SAVES, ARRAYS, int(same)))]
+    text = LOOP.replace("SKIP", str(SKIP))
+    command = [sys.executable, "-c", text, root, str(folder), mode, *map(str, (megabytes, SKIP + SAVES, ARRAYS)), does]
     done = subprocess.run(command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]

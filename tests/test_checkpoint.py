@@ -404,6 +404,25 @@ def test_memory_that_is_limited_decides_how(tmp_path: Path, monkeypatch: pytest.
     assert writer.Writer(store, Shelf(store, "demo", "1", "only", ()), 0, limit_mb)._how(10_000_000) == how
 
 
+@pytest.mark.parametrize(
+    ("faults", "system_s", "how"),
+    [(3000, 1.0, "copy"), (3000, 0.0, "fork"), (10, 1.0, "fork")],
+    ids=["the loop rewrites the state", "pages come cheaply", "the loop leaves the state alone"],
+)
+def test_a_fork_that_the_loop_pays_for_page_by_page_gives_way_to_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: int, system_s: float, how: str
+) -> None:
+    monkeypatch.setattr(writer, "why_not_fork", lambda store: None)
+    store = FilesStore(tmp_path)
+    saving = writer.Writer(store, Shelf(store, "demo", "1", "only", ()), 0)
+    saving._size = 10_000_000
+    saving._watched = writer._Usage(0, 0.0)
+    monkeypatch.setattr(writer._Usage, "now", classmethod(lambda cls: cls(faults, system_s)))
+    saving._weigh()
+
+    assert saving._how(10_000_000) == how
+
+
 # ---- what is written, what is kept -------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """Writing checkpoints beside the body: in a forked child, in a thread from a copy, or at once.
 
     fork    the child has the state as it was, without a copy; it pickles and writes. Only where this process has one thread, no GPU
-            is open, and its memory may count twice.
+            is open, and its memory may count twice. It pays as long as the body leaves most of the state alone meanwhile: what it
+            writes to, the system copies page by page, which costs more than one copy of all. So that is watched.
     copy    the state is pickled here, its buffers are copied into memory that is kept for the next time; a thread writes.
     now     small states, and those for which there is no memory.
 
@@ -16,10 +17,12 @@ import gc
 import json
 import mmap
 import os
+import resource
 import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -31,6 +34,8 @@ from flowbook.store.codec import Encoded
 from flowbook.worker import forkserver
 
 Json = Any
+REWRITTEN = 0.2  # from this share of the state on, pages that are copied one by one count
+COPY_BYTES_S = 4e9  # bytes that are copied in a second, about
 NOW_BYTES = 1 << 20  # so small a state is written at once: within milliseconds, and it survives whatever comes next
 _GPU_MODULES = ("cupy", "jax", "tensorflow", "numba.cuda")
 TEXT_LIMIT = 2_000  # characters of an error: all that is said must fit the pipe
@@ -57,6 +62,9 @@ class Writer:
     def __init__(self, store: Store, shelf: Shelf, attempt: int, limit_mb: float | None = None, mode: str | None = None) -> None:
         self._store, self._shelf, self._attempt, self._limit_mb, self._mode = store, shelf, attempt, limit_mb, mode
         self._size: int | None = None  # bytes of the last save
+        self._encode_s = 0.0  # what pickling takes here
+        self._watched: _Usage | None = None  # since the last fork
+        self._copies_pay = False
         self._swept = False
         self._running: _Child | None = None
         self._waiting: _Child | None = None
@@ -68,11 +76,14 @@ class Writer:
     def save(self, save: Save) -> None:
         """Write the state as it is now. Raises NotPicklable, StoreError; SaveFailed for an earlier one that failed beside the body."""
         self.look()
+        self._weigh()
         large = self._size is not None and self._size > NOW_BYTES
         if large and self._how(self._size or 0) == "fork":
             self._fork(save)
             return
+        started_s = time.perf_counter()
         encoded = save.encode()
+        self._encode_s = time.perf_counter() - started_s
         self._size = _size_of(encoded)
         how = "now" if self._size <= NOW_BYTES else self._how(self._size)
         if how == "fork":
@@ -119,10 +130,22 @@ class Writer:
             return self._mode
         room_mb = free_mb() if self._limit_mb is None else min(free_mb(), self._limit_mb - resident_mb())
         in_flight = 1 + (self._running is not None) + (self._waiting is not None)
+        can_copy = 2.2 * size / 1e6 < room_mb
+        if self._copies_pay and can_copy:
+            return "copy"
         # The engine adds up what processes hold; what a child shares with this one counts for both.
         if why_not_fork(self._store) is None and (self._limit_mb is None or resident_mb() * in_flight < room_mb):
             return "fork"
-        return "copy" if 2.2 * size / 1e6 < room_mb else "now"
+        return "copy" if can_copy else "now"
+
+    def _weigh(self) -> None:
+        """Whether the pages that were copied since the last fork, because the body wrote to them, cost more than a copy of all."""
+        if self._watched is None or self._size is None:
+            return
+        since, self._watched = _Usage.now().since(self._watched), None
+        rewritten = since.faults * os.sysconf("SC_PAGE_SIZE") > REWRITTEN * self._size
+        if rewritten and since.system_s > 1.5 * (self._encode_s + self._size / COPY_BYTES_S):
+            self._copies_pay = True
 
     def _write(self, save: Save, encoded: Mapping[str, Encoded]) -> Manifest:
         return self._write_parts(save, {part: value.parts for part, value in encoded.items()}, _blobs_of(encoded))
@@ -163,6 +186,7 @@ class Writer:
         else:
             self._waiting = child
         self._swept = True
+        self._watched = _Usage.now()
 
     def _child(self, save: Save, before: _Child | None) -> dict[str, Json]:
         """In the child: write, once the save before this one is done. Gives what is told to the parent."""
@@ -390,6 +414,25 @@ class _Thread:
                 self._error = error or self._error
                 self._free.append(memory)
                 self._condition.notify_all()
+
+
+# ---- what it costs --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Usage:
+    """Pages that the system had to provide for this process, and the seconds that it worked for it."""
+
+    faults: int
+    system_s: float
+
+    @classmethod
+    def now(cls) -> _Usage:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(used.ru_minflt, used.ru_stime)
+
+    def since(self, before: _Usage) -> _Usage:
+        return _Usage(self.faults - before.faults, self.system_s - before.system_s)
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------------
