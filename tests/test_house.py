@@ -50,6 +50,7 @@ LIBRARIES = {
     "IPython": {"kernel"},
     "ipykernel": {"kernel"},
     "traitlets": {"kernel"},
+    "anywidget": {"kernel"},
 }
 
 # Imports inside a function that lead back, each with the reason why they may.
@@ -57,6 +58,7 @@ DEFERRED = {
     ("flowbook.store.base", "flowbook.store.files"): "a description names the store to open",
     ("flowbook.store.codec", "flowbook.store.pickler"): "cloudpickle is loaded for the first value that needs it",
     ("flowbook.kernel.api", "flowbook.kernel.magics"): "the twin calls what the magic calls",
+    ("flowbook.kernel.display", "flowbook.kernel.panel"): "a panel speaks with the words of the status, above which it stands",
     ("flowbook.kernel.session", "flowbook.kernel.magics"): "loading the extension registers the magics",
 }
 HEAVY = "boto3 kubernetes IPython ipykernel numpy pandas cloudpickle asyncio nbclient platformdirs psutil argparse tomllib".split()

@@ -1,7 +1,8 @@
 """The status of a run under its cell: plain HTML through a `display_id`, plain text where there is no front end.
 
 Two outputs: the status (steps, tasks, states, times), painted at most five times a second, and below it what the steps showed.
-All text from a run is escaped, HTML from a run is sanitised. The run panel will take this place.
+All text from a run is escaped, HTML from a run is sanitised. Where there is a run panel (panel.py), it stands above and hides the
+status while it lives; the status is what lasts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flowbook.spec.flow import task_name
 
 if TYPE_CHECKING:
     from flowbook.kernel.engine import RunView
+    from flowbook.kernel.panel import RunPanel
     from flowbook.kernel.session import Run, Session
     from flowbook.kernel.tally import StepTally
 
@@ -47,6 +49,9 @@ STYLE = """<style>
 .flowbook pre{margin:2px 0 6px;padding:4px 8px;font:12px/1.4 var(--jp-code-font-family,monospace);background:var(--jp-layout-color2,rgba(128,128,128,.08));color:inherit;white-space:pre-wrap;overflow-wrap:anywhere;max-height:400px;overflow:auto}
 .flowbook pre.fb-error{border-left:3px solid var(--jp-error-color1,#d32f2f)}.flowbook img{max-width:100%;background:#fff}.flowbook summary{cursor:pointer}.flowbook .fb-html{overflow:auto}
 </style>"""
+
+# Reopened without the state of its widgets, a notebook has no panel in its place, only a line that says so: it is not shown, the status is.
+HIDING = "<style>.jp-OutputArea:has([data-flowbook-run]) .jupyter-widgets.jp-OutputArea-output:not(:has(*)){display:none}</style>"
 
 
 def seconds_text(seconds: float) -> str:
@@ -474,12 +479,17 @@ class Painter:
         self._pause_s = MIN_INTERVAL_S
         self._note: str | None = None
         self._lock = threading.Lock()
+        self._panel_id = uuid.uuid4().hex
+        self._panel = create_panel(self)
 
     @property
     def rich(self) -> bool:
         return hasattr(self._session.shell, "kernel")
 
     def start(self) -> None:
+        if self._panel is not None:
+            self._publish(self._panel_id, {"text/plain": ""}, update=False)  # its place, above the status
+            self._panel.start()
         if self.rich:
             self._send(self._status_id, status_html(self._run), status_text(self._run), update=False)
             self._send(self._outputs_id, "", "", update=False)
@@ -524,8 +534,35 @@ class Painter:
                 self._send(self._outputs_id, below, below_text)
 
     def _send(self, display_id: str, page: str, text: str, update: bool = True) -> None:
+        if self._panel is not None and display_id == self._status_id:
+            page = f'{HIDING}<div data-flowbook-run="{html.escape(self._panel.token, quote=True)}">{page}</div>'
+        self._publish(display_id, {"text/html": page, "text/plain": text}, update)
+
+    def show_panel(self, bundle: dict[str, Any]) -> None:
+        """Put the panel in its place."""
+        self._publish(self._panel_id, bundle, update=True)
+
+    def follow(self, run: Run) -> None:
+        """Paint another run in the same place: the one that Retry made of this one."""
+        with self._lock:
+            self._run, self._painted, self._note = run, (-1, False), None
+        threading.Thread(target=self._loop, name="flowbook-painter", daemon=True).start()
+
+    def finish(self) -> None:
+        """For a notebook that is saved when its cell ends: let the panel send its last state, too."""
+        if self._panel is not None:
+            self._panel.finish()
+
+    def _publish(self, display_id: str, data: dict[str, Any], update: bool) -> None:
         publisher = self._session.shell.display_pub
-        content = {"data": {"text/html": page, "text/plain": text}, "metadata": {}, "transient": {"display_id": display_id}}
+        content = {"data": data, "metadata": {}, "transient": {"display_id": display_id}}
         # Sent with the header of the cell that started the run, so that it appears there whatever cell runs now.
         kind = "update_display_data" if update else "display_data"
         publisher.session.send(publisher.pub_socket, kind, content, parent=self._parent, ident=publisher.topic)
+
+
+def create_panel(painter: Painter) -> RunPanel | None:
+    """The run panel of a painter's run; None where there is no front end for it."""
+    from flowbook.kernel import panel
+
+    return panel.create(painter._session, painter._run, painter.show_panel, painter.follow)

@@ -50,6 +50,7 @@ class RunView:
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.trouble: str | None = None
+        self.watchers: list[Callable[[dict[str, Any]], None]] = []  # hear each event and each hint after it was taken in
         self.ended: str | None = None  # succeeded, failed, stopped; "lost" when the engine ended under it
         self._applied = 0  # events so far
         self._skip = 0  # of those that come, so many were applied before
@@ -75,8 +76,15 @@ class RunView:
             if event.get("attempt", 0):  # a new attempt's output takes the place of the last one's
                 self.output.pop(key, None)
                 self.displays.pop(key, None)
+        for watch in self.watchers:
+            watch(event)
 
     def hint(self, message: dict[str, Any]) -> None:
+        self._take_hint(message)
+        for watch in self.watchers:
+            watch(message)
+
+    def _take_hint(self, message: dict[str, Any]) -> None:
         key = _key(message)
         if message["say"] == "output":
             self.output[key] = (message.get("text", ""), message.get("size", 0))

@@ -148,6 +148,10 @@ class CellPainter(Painter):
         super().__init__(session, run)
         self.raises = raises
 
+    def follow(self, run: Run) -> None:
+        self.raises = False  # it is no run of the cell
+        super().follow(run)
+
     def _send(self, display_id: str, page: str, text: str, update: bool = True) -> None:
         super()._send(display_id, self.ERROR.sub("", page) if self.raises else page, text, update)
 
@@ -169,6 +173,8 @@ def _wait_painting(session: Session, run: Run, painter: Painter | None = None) -
     finally:
         if painter is not None:
             painter.paint()
+            if not takes_input(session.shell):
+                painter.finish()
     session.outcome(run)
 
 

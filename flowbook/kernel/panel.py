@@ -1,0 +1,331 @@
+"""The run panel: one anywidget a run, above the static status, moved by a thread of its own.
+
+What it shows is made in panel_data.py; here is who sends it when. All of it is state of the widget, sent key by key as it changes
+(`head`, `graph`, `steps`, `tasks`, `tables`, `detail TASK`, `card TASK NAME`): a page that is loaded anew, a second view and an
+executed notebook have all of it. A changed card leaves at once, everything at most ten times a second, and much rarer where drawing costs
+much: nearly all time is left to the cells. Messages come from the browser on any thread and only ask: to stop, to retry, to show a task.
+
+The front end is built by .ci/frontend. Without it, or without anywidget, `create` gives None and the static status is all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flowbook import cards
+from flowbook.engine.events import Task
+from flowbook.errors import FlowbookError
+from flowbook.kernel.panel_data import Made, PanelData, Shown
+from flowbook.store import layout, results
+
+if TYPE_CHECKING:
+    from flowbook.kernel.runs import Run
+    from flowbook.kernel.session import Session
+
+Json = Any
+
+STATIC = Path(__file__).parent.parent / "static"
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 2.0
+PAUSE_RATIO = 20  # a sending that cost 10 ms of CPU is followed by a pause of 20 times that
+FIRST_DELAY_S = 0.3  # importing anywidget takes as long, and the value of the first run does not wait for it
+FINISH_S = 5.0
+VIEW = "application/vnd.jupyter.widget-view+json"
+log = logging.getLogger("flowbook")
+
+
+class Widget(Protocol):
+    """What is asked of the widget."""
+
+    model_id: str
+
+    def change(self, state: Mapping[str, Json]) -> None: ...
+
+
+def create(session: Session, run: Run, show: Callable[[dict[str, Json]], None], retried: Callable[[Run], None]) -> RunPanel | None:
+    """The panel of a run, not yet begun; None where there cannot be one. Costs next to nothing.
+
+    `show` puts a mime bundle in its place under the cell; `retried` hears of the run that Retry started.
+    """
+    if not hasattr(session.shell, "kernel") or not _built() or util.find_spec("anywidget") is None:
+        return None
+    return RunPanel(session, run, show, retried)
+
+
+def _built() -> bool:
+    return (STATIC / "panel.js").is_file() and (STATIC / "panel.css").is_file()
+
+
+class RunPanel:
+    """Follows one run, and the one that Retry made of it."""
+
+    def __init__(self, session: Session, run: Run, show: Callable[[dict[str, Json]], None], retried: Callable[[Run], None]) -> None:
+        self._session, self._show, self._retried = session, show, retried
+        self.token = f"{run.spec.flow} {run.id} {time.time_ns():x}"
+        self._widget: Widget | None = None
+        self._sent: dict[str, Json] = {}
+        self._sending = threading.Lock()
+        self._busy = threading.Lock()  # held by a retry
+        self._thread: threading.Thread | None = None
+        self._begun, self._done = threading.Event(), threading.Event()
+        self._asked = 0
+        self._seen: tuple[int, bool, int] = (-1, False, -1)
+        self._watch(run)
+
+    def _watch(self, run: Run) -> None:
+        with self._session.engine.changed:
+            self._run, self._data = run, PanelData(run, self.token, time.time)
+            run.view.watchers.append(self._data.heard)
+
+    # ---- the thread -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._done.clear()
+        self._thread = threading.Thread(target=self._loop, name="flowbook-panel", daemon=True)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        try:
+            if self._widget is None:
+                self._wait_for_quiet()
+                self._begun.set()
+                self._open()
+            self._move()
+        except Exception as error:  # the static status goes on without it, and no traceback of ours stands under a user's cell
+            log.warning("the run panel ended: %s: %s", type(error).__name__, error, exc_info=True)
+            self._apologise(error)
+        finally:
+            self._done.set()
+
+    def _wait_for_quiet(self) -> None:
+        if "anywidget" in _loaded():
+            return
+        changed, view = self._session.engine.changed, self._run.view
+        with changed:
+            changed.wait_for(lambda: view.ended is not None, FIRST_DELAY_S)
+            ended = view.ended is not None
+        if ended:
+            time.sleep(FIRST_DELAY_S)  # the cell that waited reads its values now
+
+    def _open(self) -> None:
+        state = self._state(self._collect()) | {"graph": self._data.layout()}
+        self._sent = dict(state)
+        self._widget = widget_class()(state, self._hear)
+        self._show({VIEW: {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}, "text/plain": ""})
+
+    def _move(self) -> None:
+        changed, view = self._session.engine.changed, self._run.view
+        while True:
+            with changed:
+                changed.wait_for(lambda: self._seen != (view.version, view.ended is not None, self._asked), timeout=1.0)
+            begun = time.thread_time()
+            more = self.send()
+            if view.ended is not None and not more:
+                self.send(whole=True)  # an executed notebook takes in only what is sent while a cell runs
+                return
+            pause_s = PAUSE_RATIO * (time.thread_time() - begun)
+            time.sleep(min(max(pause_s, MIN_INTERVAL_S), MAX_INTERVAL_S))  # the pace of sending, not a wait for anything
+
+    def finish(self) -> None:
+        """For a cell that waited and whose notebook is saved when it ends: let the last state be sent, if the panel has begun."""
+        if self._begun.is_set():
+            self._done.wait(FINISH_S)
+
+    # ---- sending ----------------------------------------------------------------------------------------------------
+
+    def send(self, whole: bool = False) -> bool:
+        """Send what has changed, or everything. True if there is more to read from the store."""
+        with self._sending:
+            more = self._read()
+            state = self._state(self._collect())
+            gone = {
+                key: None for key in self._sent if key not in state and key.startswith(("detail ", "card ")) and self._sent[key] is not None
+            }
+            new = {key: value for key, value in state.items() if key not in self._sent or self._sent[key] != value}
+            if "head" in new and _is_only_later(new["head"], self._sent.get("head")):
+                del new["head"]
+            if whole:
+                new = {**self._sent, **state, **gone}
+            if self._widget is not None and (new or gone):
+                self._widget.change(new | gone)
+                self._sent.update(new)
+                for key in gone:
+                    del self._sent[key]
+            return more
+
+    def _collect(self) -> Shown:
+        view = self._run.view
+        with self._session.engine.changed:
+            self._seen = (view.version, view.ended is not None, self._asked)
+            return self._data.shown(time.time())
+
+    @staticmethod
+    def _state(shown: Shown) -> dict[str, Json]:
+        state: dict[str, Json] = {"head": shown.head, "steps": shown.steps, "tasks": shown.tasks, "tables": shown.tables}
+        state |= {f"detail {name}": detail for name, detail in shown.details.items()}
+        return state | shown.cards
+
+    def _read(self) -> bool:
+        """Bring to the data what it wants from the store. The store is read without the lock."""
+        changed, data = self._session.engine.changed, self._data
+        with changed:
+            commits, carded = data.wanted_commits(), data.wanted_cards()
+            places = {task: self._run.view.state.printed_by(task) for task in (*commits, *carded)}
+        made = {task: self._made(task, places[task]) for task in commits}
+        stored = {task: self._stored_cards(task, places[task]) for task in carded}
+        with changed:
+            data.commits |= made
+            data.stored |= stored
+            return bool(data.wanted_commits() or data.wanted_cards())
+
+    def _made(self, task: Task, place: tuple[str, tuple[int, ...], int]) -> Made | None:
+        run, index, _ = place
+        try:
+            found = results.read_commit(self._session.store, self._run.spec.flow, run, task.step, index, task.part)
+        except FlowbookError:
+            return None
+        return Made.of(found) if found is not None else None
+
+    def _stored_cards(self, task: Task, place: tuple[str, tuple[int, ...], int]) -> dict[str, Json]:
+        run, index, attempt = place
+        store, prefix = self._session.store, layout.card_prefix(self._run.spec.flow, run, task.step, index, attempt)
+        found = {}
+        try:
+            for key in sorted(store.list(prefix)):
+                found[key.removeprefix(prefix).removesuffix(".json")] = cards.read(store.get(key))
+        except FlowbookError:
+            pass  # only a picture
+        return found
+
+    def _apologise(self, error: Exception) -> None:
+        head = self._sent.get("head")
+        if self._widget is not None and head is not None:
+            said = f"the panel ended ({type(error).__name__}); `%flow status` tells how the run stands"
+            self._widget.change({"head": head | {"trouble": said}})
+
+    # ---- what the browser asks --------------------------------------------------------------------------------------
+
+    def _hear(self, command: Json) -> None:
+        """Runs on whatever thread the kernel hears on, also while a cell blocks the main one; hence it only asks."""
+        if not isinstance(command, dict):
+            return
+        step, index = command.get("step"), command.get("index")
+        step = step if isinstance(step, str) else None
+        index = [i for i in index if isinstance(i, int)] if isinstance(index, list) else None
+        if command.get("do") == "stop":
+            self._stop(step, index)
+        elif command.get("do") == "retry":
+            threading.Thread(target=self._retry, name="flowbook-retry", daemon=True).start()
+        elif command.get("do") == "show" and step is not None:
+            with self._session.engine.changed:
+                self._data.look_at(Task(step, tuple(index or ())))
+            self._wake()
+
+    def _stop(self, step: str | None, index: list[int] | None) -> None:
+        try:
+            self._say(self._session.stop(self._run, step, index))
+        except FlowbookError as error:
+            self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        with self._session.engine.changed:
+            self._data.say(text)
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._session.engine.changed:
+            self._asked += 1
+            self._session.engine.changed.notify_all()
+        if self._done.is_set():
+            while self.send():
+                pass
+
+    def _retry(self) -> None:
+        if not self._busy.acquire(blocking=False):
+            return  # a second click
+        try:
+            old = self._run
+            if old.view.ended is None:
+                self._say(f"run {old.id} is still open: it can be retried when it has ended")
+                return
+            try:
+                run, notes = self._session.resume(old.id, old.spec.flow)
+            except FlowbookError as error:
+                self._say(str(error))
+                return
+            self._done.wait()
+            said = f"run {run.id} goes on where run {old.id} ended" if run.id != old.id else f"run {run.id} goes on"
+            self._take_up(run, notes, said)
+        finally:
+            self._busy.release()
+
+    def _take_up(self, run: Run, notes: list[str], said: str) -> None:
+        """Show another run in the same place."""
+        before = self._data.said
+        with self._session.engine.changed:
+            self._run.view.watchers.remove(self._data.heard)
+            self._watch(run)
+            self._data.notes = notes
+            self._data.said = before
+            self._data.say(said)
+        if self._widget is not None:
+            layout_now = self._data.layout()
+            self._sent["graph"] = layout_now
+            self._widget.change({"graph": layout_now})
+        self._retried(run)
+        self.start()
+
+
+def _is_only_later(head: Mapping[str, Json], before: Mapping[str, Json] | None) -> bool:
+    """Whether a head tells nothing but the time, less than a second after the last."""
+    return before is not None and head["now"] - before["now"] < 0.95 and {**head, "now": 0} == {**before, "now": 0}
+
+
+def _loaded() -> Mapping[str, Any]:
+    import sys
+
+    return sys.modules
+
+
+@cache
+def widget_class() -> Callable[[dict[str, Json], Callable[[Json], None]], Widget]:
+    """The class of the widget; made when the first panel is shown, as importing anywidget takes 0.3 s."""
+    import anywidget
+
+    class Panel(anywidget.AnyWidget):
+        """State that is sent by hand: a changed card is one message with that card, not with all cards."""
+
+        _esm = (STATIC / "panel.js").read_text("utf-8")
+        _css = (STATIC / "panel.css").read_text("utf-8")
+
+        def __init__(self, state: dict[str, Json], heard: Callable[[Json], None]) -> None:
+            self._kept, self._keeping = dict(state), threading.Lock()
+            super().__init__()
+            self.on_msg(lambda widget, content, buffers: heard(content))
+            # From ipykernel 7.4 on a message goes to the thread that last sent something, here the main one, where a cell may
+            # block it. Ours may come on any thread, so it stays on the one that JupyterLab chose.
+            if hasattr(self.comm, "_reply_subshell_for"):
+                self.comm._reply_subshell_for = lambda data, default: default
+
+        def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Json]:
+            found: dict[str, Json] = super().get_state(key, drop_defaults)
+            if key is None:
+                with self._keeping:
+                    found |= self._kept
+            return found
+
+        def change(self, state: Mapping[str, Json]) -> None:
+            with self._keeping:
+                self._kept.update(state)
+                for key in [key for key, value in state.items() if value is None]:
+                    del self._kept[key]
+            if self.comm is not None:
+                self.comm.send({"method": "update", "state": dict(state), "buffer_paths": []})
+
+    return Panel
