@@ -236,7 +236,7 @@ def test_a_setup_cell_that_no_file_can_repeat_is_refused(book: Notebook) -> None
 
 
 def write_notebook(path: Path, *cells: str) -> Path:
-    told = [
+    told: list[dict[str, Any]] = [
         {"id": f"c{i}", "cell_type": "code", "source": cell, "metadata": {}, "outputs": [], "execution_count": None}
         for i, cell in enumerate(cells)
     ]
