@@ -20,10 +20,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED, NotConfigured, failure
+from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED, NotConfigured, failure, nearby
 from flowbook.cli.place import Place
 from flowbook.cli.progress import Screen, screen_for
 from flowbook.cli.text import meant
+from flowbook.engine.launch.fork import Begun
+from flowbook.engine.launch.local import Attempt, environment
 from flowbook.engine.scheduler import Machine, Run
 from flowbook.engine.scheduler import Place as Surroundings
 from flowbook.errors import DefinitionError, Finding
@@ -87,7 +89,11 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         told.with_suffix(".part").write_text(json.dumps({"flow_name": spec.flow, "run_id": spec.run, "store": place.store.describe()}))
         told.with_suffix(".part").replace(told)
     screen = screen_for(spec, quiet=given.quiet)
-    driver = Driver(place.store, spec, screen)
+    surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path))
+    env = environment(Attempt({}, Path(os.devnull), surroundings.env))  # of attempts that ask for one core, as most do
+    driver = Driver(place.store, spec, screen, surroundings)
+    if (forked := nearby.fork_server(spec, env)) is not None:
+        driver.servers.append((forked, env))
     begun = time.monotonic()
     ended = asyncio.run(driver.drive())
     return _told(place, driver, ended, time.monotonic() - begun)
@@ -152,8 +158,9 @@ def _told(place: Place, driver: Driver, ended: str | None, seconds: float) -> in
 class Driver:
     """One run from its first event to its last, with signals and a screen."""
 
-    def __init__(self, store: Store, spec: Spec, screen: Screen) -> None:
-        self.store, self.spec, self.screen = store, spec, screen
+    def __init__(self, store: Store, spec: Spec, screen: Screen, surroundings: Surroundings) -> None:
+        self.store, self.spec, self.screen, self.surroundings = store, spec, screen, surroundings
+        self.servers: list[tuple[Begun, Mapping[str, str]]] = []  # fork servers that are there already
         self.run: Run | None = None
         self.signal: int = 0  # the first that came
         self._at_once = False
@@ -163,8 +170,10 @@ class Driver:
         """Gives the state in which the run ended; None if it could not be driven to its end."""
         folder = Path(tempfile.mkdtemp(prefix="flowbook-"))
         machine = Machine(folder=folder)
-        surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path))
-        self.run = Run(self.store, self.spec.flow, self.spec.run, machine, surroundings, say=self._hear, changed=self._show_events)
+        assert machine.local is not None and machine.local.forks is not None
+        for begun, env in self.servers:
+            machine.local.forks.take(begun, env, self.surroundings.cwd, self.surroundings.sys_path)
+        self.run = Run(self.store, self.spec.flow, self.spec.run, machine, self.surroundings, say=self._hear, changed=self._show_events)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal, number)

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 def main() -> None:
     if "--fork-server" in sys.argv[1:]:
-        _serve(int(sys.argv[-1]))
+        serve(int(sys.argv[-1]))
     try:
         order = json.load(sys.stdin.buffer)
         if not isinstance(order, dict):
@@ -35,7 +35,8 @@ def main() -> None:
     attempt.leave(attempt.run(order))
 
 
-def _serve(fd: int) -> NoReturn:
+def serve(fd: int, *, warm: bool = True) -> NoReturn:
+    """A fork server. `warm`: what attempts do is done some times beforehand, which is worth its time if there are many."""
     import faulthandler
 
     import flowbook.store.compare
@@ -45,7 +46,8 @@ def _serve(fd: int) -> NoReturn:
 
     faulthandler.enable()
     output.prepare_streams()
-    attempt.rehearse()
+    if warm:
+        attempt.rehearse()
     forkserver.serve(fd, lambda order: attempt.leave(attempt.run(order)), attempt.prepare)
 
 

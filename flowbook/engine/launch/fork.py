@@ -18,7 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 Json = Any
 
@@ -98,28 +98,53 @@ class Forked:
         self._ended.set()
 
 
+class Process(Protocol):
+    """The process of a server: started (Popen), or forked from this one (cli/nearby.py)."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+Begun = tuple[Process, socket.socket]  # a server, and our end of its connection
+
+
+def connection() -> tuple[socket.socket, socket.socket]:
+    """Our end and that of a server."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return ends
+
+
+def start(command: Sequence[str], env: Mapping[str, str], cwd: str | None, log: Path | None) -> Begun:
+    """A server as a new Python."""
+    ours, theirs = connection()
+    with theirs, open(log or os.devnull, "ab") as out:  # noqa: PTH123
+        process = subprocess.Popen(
+            [*command, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+            cwd=cwd,
+            env=dict(env),
+        )
+    return process, ours
+
+
 class ForkServer:
     """One server process. All its methods belong to the thread of the event loop."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: str | None, log: Path | None) -> None:
+    def __init__(self, begun: Begun) -> None:
         self._loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process, ours = begun
         self._socket = ours
         ours.setblocking(False)
-        for end in (ours, theirs):
-            with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        with theirs, open(log or os.devnull, "ab") as out:  # noqa: PTH123
-            self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                cwd=cwd,
-                env=dict(env),
-            )
         self.attempts: dict[int, Forked] = {}
         self.unsafe: str | None = None
         self.dead = False
@@ -272,10 +297,15 @@ class ForkServers:
         if server is None or server.dead:
             self._make_room()
             bare = server is not None and (server.bare or server.fell)
-            server = ForkServer(self._command, {name: value for name, value in env.items() if name not in OWN}, cwd, self._log)
+            own = {name: value for name, value in env.items() if name not in OWN}
+            server = ForkServer(start(self._command, own, cwd, self._log))
             server.bare = bare
         self._servers[key] = server  # the last used is the last
         return server if server.unsafe is None else None
+
+    def take(self, begun: Begun, env: Mapping[str, str], cwd: str | None, sys_path: Sequence[str]) -> None:
+        """From now on `find` gives this server, which is there already, for these."""
+        self._servers[_key(env, cwd, sys_path)] = ForkServer(begun)
 
     def __len__(self) -> int:
         return sum(not server.dead for server in self._servers.values())
