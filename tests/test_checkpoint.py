@@ -175,6 +175,15 @@ def test_what_can_only_be_replaced_is_refused_at_once(project: Project, given: s
     assert f"`best` is a {kind}" in message and "state={'best': best}" in message
 
 
+@pytest.mark.parametrize("how", ["{}", "enumerate({})"])
+def test_a_name_that_the_loop_binds_anew_is_refused_at_the_first_save(project: Project, how: str) -> None:
+    loop = how.format("checkpoint.loop(range(5), params=params, nothing=nothing)")
+    define(project, f"\nparams, nothing = {{'w': 0}}, None\nfor i in {loop}:\n    params = {{'w': params['w'] + 1}}\n")
+    error = project.run("only").error
+
+    assert error["type"] == "CheckpointError" and "has bound `params` to another object" in error["message"]
+
+
 HARD = """
 import array
 numbers = {first}

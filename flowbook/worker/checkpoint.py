@@ -335,10 +335,10 @@ class Live:
         """
         if self.pid != os.getpid() or self._inside():
             return iter(iterable)
-        label = _label(sys._getframe(1))
+        frame = sys._getframe(1)
         for name, value in values.items():
             self._check_value(name, value)
-        found = NamedLoop(self, label, iterable, _every(every), values)
+        found = NamedLoop(self, frame, iterable, _every(every), values)
         return self.start(found)
 
     def _check_value(self, name: str, value: Any) -> None:
@@ -591,10 +591,12 @@ class NamedLoop(Loop):
     """`checkpoint.loop`: saves the objects that are named, and brings them back in place."""
 
     def __init__(
-        self, live: Live, label: tuple[str, str], iterable: Any, every: tuple[int | None, float | None], values: dict[str, Any]
+        self, live: Live, frame: types.FrameType, iterable: Any, every: tuple[int | None, float | None], values: dict[str, Any]
     ) -> None:
-        super().__init__(live, *label, every)
+        super().__init__(live, *_label(frame), every)
         self._iterable, self._values = iterable, values
+        self._names = [name for name, value in values.items() if frame.f_locals.get(name, _MISSING) is value]
+        self._frame = frame  # not the one that asks for items: there may be a tqdm between
 
     def __len__(self) -> int:
         return max(0, len(self._iterable) - self.position)
@@ -625,12 +627,23 @@ class NamedLoop(Loop):
                 )
 
     def encoder(self, frame: types.FrameType) -> Callable[[], codec.Encoded]:
+        self._check_names()
         rng = restore.random_state()
 
         def encode() -> codec.Encoded:
             return self.live.encode({"values": {name: restore.saved_form(value) for name, value in self._values.items()}, "rng": rng})
 
         return encode
+
+    def _check_names(self) -> None:
+        """Refuse to save an object that is no longer the one of its name: what took its place would be lost in silence."""
+        now = self._frame.f_locals
+        for name in self._names:
+            if now.get(name, _MISSING) is not self._values[name]:
+                raise CheckpointError(
+                    f"checkpoint.loop(…, {name}={name}) in {self.label}: the loop has bound `{name}` to another object, and would save the first "
+                    f"one. Keep it in a dict that is named here (state={{{name!r}: {name}}}), or call save_checkpoint(state=…)."
+                )
 
 
 class PlainLoop(Loop):
