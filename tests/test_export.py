@@ -410,11 +410,11 @@ REFUSED = {
     ".error": (FAN, "%%flowstep b --join a\nworst = max(a, key=lambda t: str(t.error))"),
     "random": ("%%flowstep a --foreach 'i in random.sample([1, 2], 1)'\nx = i",),
     "as a whole": ("%%flowstep a\nx = 1", "%%flowstep b --join a\ny = a"),
-    "may be skipped": (
+    "makes no name of its own": (
         "%%flowstep a\nx = 1",
-        "%%flowstep b --when 'x > 3'\ny = 2",
-        "%%flowstep c\nw = 1",
-        "%%flowstep d --join b,c\nz = w",
+        "%%flowstep b --when 'x > 3'\nx = 2",
+        "%%flowstep c --when 'x > 4'\nx = 3",
+        "%%flowstep d --join b,c\nz = 1",
     ),
     "hides the earlier": (
         "%%flowstep a --foreach 'i in [1]'\nx = i",

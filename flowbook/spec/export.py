@@ -365,17 +365,12 @@ class _Lines:
     def _carried(self) -> list[str]:
         """What a join takes over for the steps after it."""
         lines: list[str] = []
-        sure = [carry.name for carry in self.method.carries if carry.sure]
         if self.method.joins == "foreach":
-            if sure:
-                names = [quoted(name) for name in sure]
-                lines += _merge(self.inputs, names)
+            asked = dict.fromkeys(carry.told or carry.name for carry in self.method.carries)
+            lines += _merge(self.inputs, [quoted(name) for name in asked]) if asked else []
             for carry in self.method.carries:
-                if not carry.sure:
-                    lines += [
-                        f'if {self.inputs} and hasattr({self.inputs}[0], "{carry.name}"):',
-                        f"    self.{carry.name} = {self.inputs}[0].{carry.name}",
-                    ]
+                merge = _merge(self.inputs, [quoted(carry.name)])
+                lines += [f"if self.{carry.told}:", *(f"    {line}" for line in merge)] if carry.told else []
             return lines
         for carry in self.method.carries:
             lines += [] if self._is_own(carry) else self._from_branch(carry)
@@ -466,6 +461,7 @@ class _Lines:
 
     def tail(self) -> str:
         lines = [] if self._is_caught() else self._saves()
+        lines += [f'self.{attribute} = hasattr(self, "{name}")' for attribute, name in self.method.told.items()]
         return _block(lines + self._plan()) + _block([self._next()] if not self.method.is_last else [])
 
     def _saves(self) -> list[str]:
@@ -535,9 +531,24 @@ class _Lines:
         lines += self._plan_imports()
         if choice is not None:
             tests = [f'hasattr(self, "{name}")' for name in choice.lacks]
+            ran = " or ".join(self._has_run(name, marker) for name, marker in self.method.markers.items())
             tests += [f"bool({choice.when})"] if choice.when is not None else []
+            if ran:
+                tests.append(f"({ran})" if tests and " or " in ran else ran)
             lines.append(f"self._runs_{choice.cell} = {' and '.join(tests)}")
         return lines
+
+    def _has_run(self, step: str, marker: str) -> str:
+        """Whether a joined step ran: in a fan-out for one item at least, unless there is none."""
+        assert self.method.choice is not None
+        reader = next(method for method in self.writer.methods if method.name == self.method.choice.cell)
+        attribute = reader.recalled.get(step, "")
+        tasks = next((method.kept[attribute] for method in self.writer.methods if attribute in method.kept), None)
+        if tasks is None:
+            return f'hasattr(self, "{marker}")'
+        if tasks.leaf is not None:
+            return f'hasattr(self.{attribute}, "{marker}")'
+        return f'not self.{attribute} or any(hasattr(task, "{marker}") for task in self.{attribute})'
 
     def _plan_imports(self) -> list[str]:
         planned = self._plan_cell()

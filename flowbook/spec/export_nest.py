@@ -84,11 +84,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Maybe:
-    """What runs only if `cell` does: `lacks` are names that must be there, `when` its --when."""
+    """What runs only if `cell` does: `lacks` are names that must be there, `when` its --when, of the steps `ran` one must have run."""
 
     cell: str
     lacks: tuple[str, ...]
     when: str | None
+    ran: tuple[str, ...]
     inner: Row
 
 
@@ -260,9 +261,9 @@ class _Conditions:
             return Side(rows), sure.union(*(_surely(row) for row in rows))
         assert isinstance(part, One | Fan)
         cell = self.cells[part.cell]
-        lacks, when = self._lacks(cell, sure), cell.step.options.when
-        self._check_joins(cell, sure)
-        if not lacks and when is None:
+        lacks, when, join = self._lacks(cell, sure), cell.step.options.when, cell.step.options.join
+        ran = () if sure & set(join) else join
+        if not lacks and when is None and not ran:
             done = self._inner(part, sure)
             return done, sure | _surely(done)
         group, followers = set(cells_of(part)), []
@@ -272,7 +273,7 @@ class _Conditions:
             followers.append(follower)
         first = self._inner(part, sure)
         rest = self.row(Row(tuple(followers)), sure | _surely(first))
-        return Maybe(part.cell, lacks, when, Row((first, *rest.parts))), sure
+        return Maybe(part.cell, lacks, when, ran, Row((first, *rest.parts))), sure
 
     def _inner(self, part: One | Fan, sure: frozenset[str]) -> Part:
         if isinstance(part, One):
@@ -299,17 +300,6 @@ class _Conditions:
         join = cell.step.options.join
         needs = any(given.required and given.makers and not given.captured and set(given.makers) <= group for given in cell.reads)
         return needs or (bool(join) and set(join) <= group)
-
-    def _check_joins(self, cell: Cell, sure: frozenset[str]) -> None:
-        for name in cell.step.options.join:
-            if name not in sure:
-                raise DefinitionError(
-                    Finding(
-                        cell.where,
-                        f"it joins {name}, which may be skipped, and a class cannot tell a join that some of its tasks are",
-                        f"Let {name} always run and decide inside its body, or read its names without --join.",
-                    )
-                )
 
 
 def _surely(part: Part | Row) -> frozenset[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flowbook.errors import DefinitionError, Finding
 from flowbook.spec.body import Body
@@ -28,13 +28,14 @@ TASK_WORDS = frozenset({"ok", "error", "state", "step", "run", "table"})  # of a
 class Carry:
     """A join takes a name over: from the branch that ends in `leaf`, from any input if that is None; only if it is there, unless `sure`.
 
-    Not `lasting`: only the join's own body reads it.
+    Not `lasting`: only the join's own body reads it. `told`: the attribute that says whether it is there, where inputs may be none.
     """
 
     name: str
     leaf: str | None
     sure: bool
     lasting: bool
+    told: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Method:
     other: str = ""  # the way on when the choice is no
     sees: Sees = field(default_factory=dict)
     lined: tuple[str, ...] = ()
+    told: dict[str, str] = field(default_factory=dict)  # attribute → the name of which it tells whether it is there, for a join below
+    markers: dict[str, str] = field(default_factory=dict)  # a step that the choice asks for → a name that it makes whenever it runs
 
     @property
     def is_last(self) -> bool:
@@ -95,7 +98,7 @@ class Open:
     sees: Sees = field(default_factory=dict)
     region: str = ""
     inside: tuple[frozenset[str], ...] = ()
-    fan: str = ""
+    host: Method | None = None  # of a fan-out
 
 
 def weave(cells: tuple[Cell, ...], row: Row, taken: frozenset[str]) -> list[Method]:
@@ -153,7 +156,7 @@ class _Loom:
         outer, self.scope = self.scope, cell.step.scope
         leaf = self._closed(self.row(part.inner, Open((Exit(host, "branch"),), host.sees)))
         self.scope = outer
-        return Open((Exit(leaf),), {}, "foreach", (frozenset(cells_of(part.inner)),), part.cell)
+        return Open((Exit(leaf),), {}, "foreach", (frozenset(cells_of(part.inner)),), host)
 
     def _maybe(self, part: Maybe, open_: Open) -> Open:
         cell = self.cells[part.cell]
@@ -163,6 +166,7 @@ class _Loom:
             self._check_reads(cell, cell.step.plan_inputs, host.sees)
         for name in part.lacks:
             self._check_absence(cell, name, host.sees)
+        host.markers = {name: self._marker(name, cell) for name in part.ran}
         inner = self.row(part.inner, Open((Exit(host, "branch"),), host.sees))
         if inner.region:
             leaf = self._between(inner, "")
@@ -187,8 +191,8 @@ class _Loom:
         ends = [exit_.method.name for exit_ in open_.exits]
         if not ends:
             name = "start"
-        elif open_.region == "foreach":
-            name = f"join_{open_.fan}"
+        elif open_.host is not None and open_.host.fan is not None:
+            name = f"join_{open_.host.fan.name}"
         elif open_.region:
             name = f"join_{'_'.join(ends[:2])}{'_and_more' if len(ends) > 2 else ''}"
         return self.enter(open_, name or f"after_{ends[0]}", None)
@@ -252,12 +256,21 @@ class _Loom:
                 continue
             leaf = leaves[where]
             sure = attribute or any(m not in self.maybes and self.cells[m].surely_makes(name) for m in makers)
-            method.carries.append(Carry(name, None if open_.region == "foreach" else leaf.name, sure, name not in own or name in lasting))
+            carry = Carry(name, None if open_.host is not None else leaf.name, sure, name not in own or name in lasting)
+            if open_.host is not None and not sure:
+                carry = replace(carry, told=self._told(open_.host, name))
+            method.carries.append(carry)
             sees[name] = leaf.sees.get(name, ())
         for attribute in captured:
             sees[attribute] = (method.name,)
         method.carries.sort(key=lambda carry: (carry.leaf or "", carry.name))
         return sees
+
+    def _told(self, host: Method, name: str) -> str:
+        """The attribute by which the step that fans out tells whether a name is there: with no item there is nothing else to ask."""
+        attribute = next((a for a, of in host.told.items() if of == name), None) or self._free(f"has_{name}")
+        host.told[attribute] = name
+        return attribute
 
     def _behind(self) -> list[Cell]:
         """The cells that come after this place, as far as they are not in other branches."""
@@ -370,6 +383,16 @@ class _Loom:
             )
         if set(sees.get(name, ())) != set(given.makers):
             raise DefinitionError(self._other_value(cell, given, sees))
+
+    def _marker(self, name: str, reader: Cell) -> str:
+        """A name that a step makes whenever it runs, and no other step: whether it is there tells whether the step has run."""
+        cell = self.cells[name]
+        for artifact in cell.artifacts:
+            makers = [other for other in self.cells.values() if artifact in other.artifacts]
+            if len(makers) == 1 and cell.surely_makes(artifact) and not cell.kind(artifact):
+                return artifact
+        what = f"it joins {name}, which may be skipped and makes no name of its own, so that a class cannot tell whether it has run"
+        raise DefinitionError(Finding(reader.where, what, f"Assign a name in {name} that no other step assigns."))
 
     def _check_leaf(self, cell: Cell, reader: Cell, sees: Sees) -> None:
         """The names of a joined step, read through the last task of its branch or item, must still be those of the step."""
