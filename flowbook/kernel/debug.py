@@ -225,12 +225,12 @@ class Here:
         generators = _generators()
         os.environ.update(environ)
         self._set_current()
-        current.give(str(current.scratch_path()))
+        current.give(str(current.scratch_path()), cards=True, checkpoints=True)
         try:
             yield
         finally:
             current.set_task(current.Task(), None)
-            for name in ("current", "scratch"):
+            for name in ("current", "scratch", "card", "checkpoint", "save_checkpoint", "load_checkpoint"):
                 vars(builtins).pop(name, None)
             for name, old in before.items():
                 os.environ.pop(name) if old is None else os.environ.update({name: old})

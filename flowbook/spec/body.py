@@ -33,7 +33,7 @@ from flowbook.errors import Finding
 
 ABSENT, BOUND, DELETED = 1, 2, 4
 
-GIVEN = frozenset({"card", "current", "checkpoint", "scratch"})  # flowbook binds these in every step
+GIVEN = frozenset({"card", "current", "checkpoint", "load_checkpoint", "save_checkpoint", "scratch"})  # flowbook binds these in every step
 BUILTINS = (
     frozenset(dir(builtins))
     | GIVEN

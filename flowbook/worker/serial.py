@@ -278,7 +278,7 @@ class _Reading:
         )
         tags, ids = tuple(spec.tags), self._ids(step, index)
         current.set_task(current.Task(spec.flow, spec.run, step.name, index, attempt, value, tags, failures, ids), scratch)
-        current.give(scratch)
+        current.give(scratch, cards=True, checkpoints=True)
         visible = self._enter(step, index, "body")
         caught = None
         try:
