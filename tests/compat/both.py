@@ -4,8 +4,8 @@ Metaflow lives in an environment outside the checkout (benchmarks/environments.p
 the content of the files and Metaflow's version, and in `recorded/`, so that flowbook's side is held to them where Metaflow cannot be
 installed. ``python -m tests.compat.both`` writes `recorded/` anew.
 
-The first lines of a flow file may say how it is run: ``# args:`` of the command run, ``# top:`` before it, ``# exit:`` the code,
-``# again: yes`` for two runs, ``# then: resume``.
+The first lines of a flow file may say how it is run: ``# args:`` of the command run, ``# top:`` before it, ``# env:`` NAME=VALUE,
+``# exit:`` the code with which Metaflow ends, ``# again: yes`` for two runs, ``# then: resume``.
 """
 
 from __future__ import annotations
@@ -54,9 +54,14 @@ class FlowFile:
         return found[1] if found else ""
 
     @property
+    def environ(self) -> dict[str, str]:
+        pairs = [word.partition("=") for word in shlex.split(self.said("env"))]
+        return {name: value for name, _, value in pairs}
+
+    @property
     def commands(self) -> list[list[str]]:
         run = ["run", *shlex.split(self.said("args"))]
-        return [run, *([run] if self.said("again") else []), *([[self.said("then")]] if self.said("then") else [])]
+        return [run, *([run] if self.said("again") else []), *([shlex.split(self.said("then"))] if self.said("then") else [])]
 
     @property
     def exits(self) -> list[int]:
@@ -65,9 +70,10 @@ class FlowFile:
 
     @property
     def digest(self) -> str:
-        """Of the file and of all that it may import, read, or be looked at with."""
-        parts = [self.path, FLOWS / "shapes_helper.py", HERE / "dump.py", *sorted((FLOWS / "data").iterdir())]
-        return hashlib.sha256(b"\0".join(part.read_bytes() for part in parts)).hexdigest()[:16]
+        """Of the file, of all that it may import or read, and of the form of records."""
+        form = re.findall(r"^FORM = \d+", (HERE / "dump.py").read_text(), re.MULTILINE)
+        parts = [self.path, FLOWS / "shapes_helper.py", *sorted((FLOWS / "data").iterdir())]
+        return hashlib.sha256(b"\0".join([str(form).encode(), *(part.read_bytes() for part in parts)])).hexdigest()[:16]
 
 
 def flow_files() -> list[FlowFile]:
@@ -80,7 +86,7 @@ def flow_files() -> list[FlowFile]:
 def run_ours(flow: FlowFile, folder: Path) -> Record:
     """Under flowbook, by ``flowbook COMMAND file.py``."""
     place = _laid_out(folder)
-    environ = _environ(folder) | {"PYTHONPATH": str(ROOT), "FLOWBOOK_STORE": str(folder / "store")}
+    environ = _environ(folder) | flow.environ | {"PYTHONPATH": str(ROOT), "FLOWBOOK_STORE": str(folder / "store")}
     top = shlex.split(flow.said("top"))
     calls = [[sys.executable, "-m", "flowbook", *top, command[0], f"{flow.name}.py", *command[1:]] for command in flow.commands]
     return _record(flow, calls, place, environ, sys.executable)
@@ -92,7 +98,7 @@ def run_metaflow(flow: FlowFile, folder: Path) -> Record:
     place = _laid_out(folder)
     top = ["--no-pylint", *shlex.split(flow.said("top"))]
     calls = [[python, f"{flow.name}.py", *top, *command] for command in flow.commands]
-    return _record(flow, calls, place, _environ(folder), python)
+    return _record(flow, calls, place, _environ(folder) | flow.environ, python)
 
 
 def _laid_out(folder: Path) -> Path:

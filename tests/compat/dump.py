@@ -21,6 +21,7 @@ else:
 
 from metaflow import Run, namespace
 
+FORM = 1  # of what is written here; another number when it changes, so that kept records count no more
 LONG = 300  # characters of a value; a longer one is written as its hash
 IGNORED = ("name",)  # Metaflow keeps the flow's name as an artifact
 
@@ -28,7 +29,9 @@ IGNORED = ("name",)  # Metaflow keeps the flow's name as an artifact
 def shown(value):
     """A value as a text."""
     text = _shown(value)
-    return text if len(text) <= LONG else f"{type(value).__name__} of {len(text)} characters, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if len(text) <= LONG:
+        return text
+    return f"{type(value).__name__} of {len(text)} characters, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _shown(value):

@@ -22,8 +22,8 @@ class ClassAttributesFlow(FlowSpec):
     """A flow whose class has more than steps."""
 
     limit = 10
-    words = ["a", "b"]
-    table = {"k": 1}
+    words = ["a", "b"]  # noqa: RUF012
+    table = {"k": 1}  # noqa: RUF012
 
     @step
     def start(self):

@@ -16,7 +16,7 @@ class ConditionalReadFlow(FlowSpec):
         self.got = getattr(self, "optional", "absent")
         self.by_name = [getattr(self, name) for name in ("flag", "value")]
         try:
-            self.nowhere
+            self.nowhere  # noqa: B018
         except AttributeError as error:
             self.error = type(error).__name__
         self.next(self.dynamic)

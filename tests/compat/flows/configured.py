@@ -11,7 +11,7 @@ class ConfiguredFlow(FlowSpec):
     cfg = Config("cfg", default="data/settings.json")
     given = Config("given", default_value={"a": {"b": 1}, "l": [1, 2]})
     parsed = Config("parsed", default_value="x y z", parser=words)
-    label = Parameter("label", default=cfg.name)
+    label = Parameter("label", default=cfg["name"])
 
     @retry(times=cfg.train.retries, minutes_between_retries=0)
     @resources(cpu=1, gpu=cfg.gpu)
