@@ -567,6 +567,99 @@ def test_what_a_task_prints_cannot_move_the_cursor(shell: Shell) -> None:
     assert "[1/only/0] gone red\n[1/only/0] 100%\n" in found.stdout
 
 
+HOOKS = """
+from flowbook import FlowSpec, Parameter, exit_hook, step
+
+def good(run):
+    print("good:", run.pathspec, run.successful)
+
+def bad():
+    print("bad")
+    raise KeyError("in the hook")
+
+@exit_hook(on_success=[good], on_error=[bad])
+class HookFlow(FlowSpec):
+    ok = Parameter("ok", default=True)
+
+    @step(start=True, end=True)
+    def only(self):
+        assert self.ok
+
+HookFlow()
+"""
+
+
+def test_exit_hooks_are_called_when_the_run_has_ended(shell: Shell) -> None:
+    shell.write("hooks.py", HOOKS)
+    good, bad = shell("hooks.py", "run"), shell("hooks.py", "run", "--ok", "false")
+
+    assert good.returncode == SUCCEEDED and good.stdout.splitlines()[-1] == "good: HookFlow/1 True"
+    assert bad.returncode == FAILED and bad.stdout.splitlines()[-1] == "bad"
+    assert "KeyError: 'in the hook'" in bad.stderr and "the exit hook bad failed" in bad.stderr and no_traceback_of_ours(bad.stderr)
+
+
+def test_what_has_no_effect_on_this_machine_is_told(shell: Shell) -> None:
+    source = (
+        ONE.format(name="OneFlow", body="pass")
+        .replace("import FlowSpec", "import FlowSpec, kubernetes")
+        .replace("    @step", "    @kubernetes(cpu=2)\n    @step")
+    )
+    shell.write("one.py", source + "OneFlow()")
+
+    assert "step only: @kubernetes has no effect here" in shell("one.py", "run").stdout
+
+
+def test_a_flow_that_is_created_without_a_file_is_told_where_it_belongs(shell: Shell) -> None:
+    found = shell("-c", "from train import TrainFlow; TrainFlow()")
+
+    assert found.returncode == FAILED  # a Python error, as in a notebook
+    assert "TrainFlow(): is the command line of a flow file" in found.stderr and "`%flow run TrainFlow`" in found.stderr
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"steps": 3}', "\xff"])
+def test_a_damaged_run_is_named_and_the_others_are_still_shown(shell: Shell, damage: str) -> None:
+    for _ in range(2):
+        assert shell("train.py", "run").returncode == SUCCEEDED
+    [spec] = (shell.folder / "store").glob("*/flows/TrainFlow/1/run.json")
+    spec.chmod(0o600)
+    spec.write_text(damage)
+
+    logs, resume, runs = shell("train.py", "logs", "1"), shell("train.py", "resume", "--origin-run-id", "1"), shell("train.py", "runs")
+
+    for found in (logs, resume):
+        assert found.returncode == FAILED and "flows/TrainFlow/1/run.json is damaged" in found.stderr, found.stderr
+        assert "Traceback" not in found.stderr
+    assert runs.returncode == SUCCEEDED and re.search(r"^2 +succeeded", runs.stdout, re.MULTILINE)
+
+
+def test_files_that_cannot_be_written_are_told_before_anything_runs(shell: Shell) -> None:
+    found = shell("train.py", "run", "--run-id-file", "nowhere/id.txt")
+
+    assert found.returncode == WRONG and "nowhere/id.txt cannot be written" in found.stderr
+    assert not (shell.folder / "store").exists()
+
+
+def test_a_store_that_cannot_be_written_is_named(shell: Shell) -> None:
+    shell.write("file", "")
+    found = shell("train.py", "run", FLOWBOOK_STORE=str(shell.folder / "file"))
+
+    assert found.returncode == FAILED and "Traceback" not in found.stderr and "error: " in found.stderr
+
+
+def test_an_interrupt_before_the_run_starts_nothing(shell: Shell) -> None:
+    source = TRAIN.replace(
+        "default=0.1", "default=lambda context: __import__('time').sleep(600 if print('asked', flush=True) is None else 0)"
+    )
+    shell.write("slow.py", source)
+    process = shell.start("slow.py", "run")
+    until(process, "asked")
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+
+    assert process.returncode == INTERRUPTED and "nothing was started" in err and "Traceback" not in err
+
+
 WAITS = ONE.format(name="WaitsFlow", body="print('ready', flush=True); import time; time.sleep(600)") + "WaitsFlow()"
 STUBBORN = WAITS.replace("print('ready'", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'")
 

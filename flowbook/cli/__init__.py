@@ -66,6 +66,9 @@ def main_flow(cls: type, argv: Sequence[str] | None = None) -> None:
 
     if not program.wanted(cls):
         return
+    if getattr(sys.modules.get("__main__"), "__file__", None) is None:  # its arguments are not meant for a flow
+        remedy = f"In a notebook: `%flow run {cls.__name__}`. In a file: `if __name__ == '__main__': {cls.__name__}()`."
+        raise DefinitionError(Finding(f"{cls.__name__}()", "is the command line of a flow file, and here is none", remedy))
 
     def act() -> int:
         given = arguments.split(list(sys.argv[1:] if argv is None else argv), program.spelled(), commands.COMMANDS, cls)
@@ -95,6 +98,9 @@ def guarded(act: Any) -> int:
     except BrokenPipeError:  # whoever read this has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SUCCEEDED
+    except OSError as error:  # a file that was named cannot be written, a disk is full
+        _tell(FlowbookError(str(error)))
+        return FAILED
 
 
 def _act(cls: type | None, given: Given) -> int:

@@ -335,9 +335,8 @@ class _Tasks:
     def __init__(self, place: Place, path: RunPath) -> None:
         from flowbook.engine import events
         from flowbook.engine.state import RunState
-        from flowbook.spec.flow import Spec, from_json
 
-        self.spec = from_json(Spec, json.loads(place.store.get(layout.spec(path.flow, path.run))))
+        self.spec = place.spec(path.flow, path.run)
         self.path, self.state = path, RunState(self.spec)
         for key in place.store.list(layout.log_prefix(path.flow, path.run)):
             for event in events.unbatch(place.store.get(key), key):

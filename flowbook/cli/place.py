@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING
 from flowbook.cli import program
 from flowbook.cli.arguments import Given
 from flowbook.cli.text import meant
-from flowbook.errors import DefinitionError, Finding
+from flowbook.errors import DefinitionError, Finding, StoreError
 from flowbook.store import layout
 
 if TYPE_CHECKING:
     from flowbook.settings import Settings
+    from flowbook.spec.flow import Spec
     from flowbook.store.base import Store
 
 
@@ -100,6 +102,18 @@ class Place:
             newest = ids[::-1]
             raise DefinitionError(Finding("", f"there is no run {run!r} of {flow}", meant(run, newest, f"Runs of {flow}, newest first")))
         return run
+
+    def spec(self, flow: str, run: str) -> Spec:
+        """What `run.json` holds. Raises StoreError, naming the key, if it is damaged."""
+        from flowbook.spec.flow import Spec, from_json
+
+        key = layout.spec(flow, run)
+        try:
+            found = from_json(Spec, json.loads(self.store.get(key)))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise StoreError(f"{key} is damaged: it does not hold the spec of a run. Start a new run.") from None
+        assert isinstance(found, Spec)
+        return found
 
     def path(self, text: str, parts: Sequence[str] = ("RUN", "STEP", "TASK"), least: int = 1) -> RunPath:
         """``3/train/2`` with a flow file, ``TrainFlow/3/train/2`` in any case. Raises DefinitionError naming the part that is wrong."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED, NotConfigured, failure, nearby
 from flowbook.cli.place import Place
+from flowbook.cli.program import user_traceback
 from flowbook.cli.progress import Screen, screen_for
 from flowbook.cli.text import meant
 from flowbook.engine.launch.fork import Begun
@@ -29,7 +30,8 @@ from flowbook.engine.launch.local import Attempt, environment
 from flowbook.engine.scheduler import Machine, Run
 from flowbook.engine.scheduler import Place as Surroundings
 from flowbook.errors import DefinitionError, Finding
-from flowbook.spec.flow import Spec, from_json
+from flowbook.spec.decorators import notes_of
+from flowbook.spec.flow import Spec
 from flowbook.store import codec, layout
 from flowbook.store.base import Store
 from flowbook.store.tags import checked
@@ -54,9 +56,7 @@ def resume(place: Place, given: argparse.Namespace) -> int:
     if not ids:
         raise DefinitionError(Finding("resume", f"{name} has no run yet", f"`{place.spell('run')}` starts one."))
     origin = place.known_run(name, given.origin_run_id) if given.origin_run_id else ids[-1]
-    spec = from_json(Spec, json.loads(place.store.get(layout.spec(name, origin))))
-    assert isinstance(spec, Spec)
-    return _go(place, given, spec, (given.step,) if given.step else ())
+    return _go(place, given, place.spec(name, origin), (given.step,) if given.step else ())
 
 
 def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tuple[str, ...]) -> int:
@@ -71,6 +71,7 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
             raise DefinitionError(Finding("resume", f"{place.flow} has no step {step!r}", meant(step, steps, "Steps")))
     for word in place.given.ignored:
         print(f"{word} means nothing here and is ignored", file=sys.stderr)
+    _must_be_writable(given.run_id_file)
     user = build.user_name()
     spec = build.spec_of(
         program,
@@ -89,6 +90,9 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         told.with_suffix(".part").write_text(json.dumps({"flow_name": spec.flow, "run_id": spec.run, "store": place.store.describe()}))
         told.with_suffix(".part").replace(told)
     screen = screen_for(spec, quiet=given.quiet)
+    for name, options in program.options.items():
+        for note in notes_of(options):
+            screen.say(f"step {name}: {note}")
     surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path))
     env = environment(Attempt({}, Path(os.devnull), surroundings.env))  # of attempts that ask for one core, as most do
     driver = Driver(place.store, spec, screen, surroundings)
@@ -96,7 +100,10 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         driver.servers.append((forked, env))
     begun = time.monotonic()
     ended = asyncio.run(driver.drive())
-    return _told(place, driver, ended, time.monotonic() - begun)
+    code = _told(place, driver, ended, time.monotonic() - begun)
+    if not driver.signal:
+        _call_hooks(place, spec, ended == "succeeded")
+    return code
 
 
 def values(place: Place, given: Mapping[str, str], origin: Spec | None, user: str) -> dict[str, Any]:
@@ -153,6 +160,44 @@ def _told(place: Place, driver: Driver, ended: str | None, seconds: float) -> in
     trouble = driver.run.last_trouble if driver.run is not None else ""
     print(failure.text(spec, state, place, trouble), file=sys.stderr)
     return FAILED
+
+
+def _must_be_writable(file: str | None) -> None:
+    """Raises DefinitionError before a run is started whose id could not be written down."""
+    if file is None:
+        return
+    try:
+        Path(file).open("a").close()
+    except OSError as error:
+        raise DefinitionError(
+            Finding("--run-id-file", f"{file} cannot be written: {error.strerror}", "Name a file in a folder that is there.")
+        ) from None
+
+
+def _call_hooks(place: Place, spec: Spec, succeeded: bool) -> None:
+    """The functions of @exit_hook, in this process. One that fails shows its traceback, and changes nothing else."""
+    from flowbook.spec.decorators import exit_hooks_of
+
+    assert place.cls is not None
+    hooks = exit_hooks_of(place.cls)
+    for function in [each for hook in hooks for each in (hook.on_success if succeeded else hook.on_error)]:
+        import inspect
+
+        from flowbook import client
+
+        try:
+            wanted = inspect.getfullargspec(function)
+            if "run" in [*wanted.args, *wanted.kwonlyargs] or wanted.varkw:
+                function(run=client.Run(f"{spec.flow}/{spec.run}", store=place.store))
+            else:
+                function()
+        except Exception as error:
+            sys.stdout.flush()
+            print(user_traceback(error), end="", file=sys.stderr)
+            print(
+                f"error: the exit hook {getattr(function, '__name__', function)} failed; the run itself has ended as told above",
+                file=sys.stderr,
+            )
 
 
 class Driver:

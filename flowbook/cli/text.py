@@ -12,9 +12,9 @@ from flowbook.errors import DefinitionError, FlowbookError
 
 CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36"}
 STEP_COLOURS = ("cyan", "magenta", "blue", "yellow", "green")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-9;?<=>]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_COLOUR = r"\x1b\[[0-9;]*m"
+_SEQUENCE = r"\x1b(?:\[[0-9;?<=>]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])"
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 
 
 def has_colours(stream: TextIO) -> bool:
@@ -36,14 +36,16 @@ def clean(line: str, colours: bool) -> str:
     >>> clean("10%\\r20%", False)
     '20%'
     """
+    if line.isprintable():
+        return line
     line = line.rstrip("\r").rpartition("\r")[2]
     if "\x1b" not in line:
-        return _CONTROL.sub("", line)
+        return re.sub(_CONTROL, "", line)
     if not colours:
-        return _CONTROL.sub("", _SEQUENCE.sub("", line))
-    kept = _SEQUENCE.sub(lambda found: found[0] if _COLOUR.fullmatch(found[0]) else "", line)
-    parts = [_CONTROL.sub("", part) for part in _COLOUR.split(kept)]
-    codes = _COLOUR.findall(kept)
+        return re.sub(_CONTROL, "", re.sub(_SEQUENCE, "", line))
+    kept = re.sub(_SEQUENCE, lambda found: found[0] if re.fullmatch(_COLOUR, found[0]) else "", line)
+    parts = [re.sub(_CONTROL, "", part) for part in re.split(_COLOUR, kept)]
+    codes = re.findall(_COLOUR, kept)
     text = "".join(part + code for part, code in zip(parts, [*codes, ""], strict=True))
     return text if not codes or codes[-1] in ("\x1b[0m", "\x1b[m") else text + "\x1b[0m"
 
