@@ -99,7 +99,10 @@ class _Finder:
             return None
         table = _table()
         if fullname not in table.MODULES:
-            raise refusal(fullname, table.why_not(fullname))
+            why = table.why_not(fullname)
+            if why is None:
+                return None
+            raise refusal(fullname, why)
         spec = importlib.machinery.ModuleSpec(fullname, self, origin=_ORIGIN, is_package=True)  # type: ignore[arg-type]
         spec.submodule_search_locations = []
         return spec

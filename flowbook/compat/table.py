@@ -170,6 +170,11 @@ _SUBMODULES = {
     "metaflow.unbounded_foreach": REFUSED["UnboundedForeachInput"],
     "metaflow.metaflow_config": "Settings are those of flowbook; docs/settings.md lists them.",
 }
+_INTERNALS = frozenset(
+    "_vendor cli cli_args cli_components client clone_util cmd cmd_with_io datastore debug event_logger extension_support graph lint "
+    "meta_files metadata_provider metaflow_environment metaflow_git mflog monitor package packaging_sys plugins procpoll pylint_wrapper "
+    "runner runtime sidecar system system_context tagging_util task tracing tuple_util user_configs user_decorators vendor version".split()
+)
 
 
 def names_of(module: str) -> list[str]:
@@ -178,9 +183,12 @@ def names_of(module: str) -> list[str]:
     return sorted({*MODULES[module], *(name.rpartition(".")[2] for name in below)})
 
 
-def why_not(module: str) -> str:
-    """Why a submodule is not there."""
-    return next((why for name, why in _SUBMODULES.items() if _is_in(module, [name])), _INTERNAL)
+def why_not(module: str) -> str | None:
+    """Why a submodule is not there; None for one that Metaflow has not either."""
+    known = next((why for name, why in _SUBMODULES.items() if _is_in(module, [name])), None)
+    if known is None and (_is_in(module, MODULES.keys() - {"metaflow"}) or module.split(".")[1] in _INTERNALS):
+        return _INTERNAL
+    return known
 
 
 def _is_in(module: str, places: Iterable[str]) -> bool:

@@ -120,6 +120,11 @@ DIFFERENCES: tuple[Difference, ...] = (
         ("1: loop[*", "1: loop tasks"),
         "A step that goes on to itself does so in one task, without the cost of a start each time; a retry begins with the first round.",
     ),
+    Difference(
+        "resumed_from",
+        ("2: end[0] ran",),
+        "`resume STEP` runs that step again, and of what follows it all that depends on what it makes; Metaflow runs all of it.",
+    ),
     Difference("empty_foreach", ("1: *",), "A foreach over nothing is allowed: the join gets no inputs. Metaflow fails."),
 )
 

@@ -37,7 +37,7 @@ class InPlaceFlow(FlowSpec):
 
     @step
     def join(self, inputs):
-        self.both = [branch.items for branch in inputs]
+        self.both = [inputs.left.items, inputs.right.items]
         inputs.left.items.append("in the join")
         self.items = inputs.left.items
         self.merge_artifacts(inputs, include=["table", "nested", "untouched"])
