@@ -167,6 +167,47 @@ def test_whenever_it_is_killed_the_result_is_that_of_an_undisturbed_run(tmp_path
     assert ("checkpoint: the loop" in ran.output) == (at > 0)
 
 
+def test_a_resume_goes_on_from_the_failed_tasks_unless_what_they_work_with_has_changed(tmp_path: Path) -> None:
+    flow = FlowFile(tmp_path)
+    text = """
+class Sweep(FlowSpec):
+    scale = Parameter("scale", default=1)
+
+    @step
+    def start(self):
+        self.rates = [1, 2]
+        self.next(self.train, foreach="rates")
+
+    @checkpoint
+    @step
+    def train(self):
+        self.log = []
+        # NEW
+        for epoch in range(6):
+            MEND
+            self.log.append((current.run_id, self.input * self.scale))
+            save_checkpoint()
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.logs = [i.log for i in inputs]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+    flow.write(text.replace("MEND", "assert epoch < 2 + self.input, 'broken'"))
+    assert "broken" in flow.fails()
+    flow.write(text.replace("# NEW", "self.new, new = 1, 2").replace("MEND", "assert self.new + new == 3"))
+    flow.run("resume")
+    flow.run("resume", "--origin-run-id", "1", "--scale", "10")
+
+    assert flow.value("logs", run="2") == [[("1", rate)] * (2 + rate) + [("2", rate)] * (4 - rate) for rate in (1, 2)]
+    assert flow.value("logs", run="3") == [[("3", 10 * rate)] * 6 for rate in (1, 2)]
+
+
 BODIES = {
     "statements after the save belong to the item": """
         self.seen = []

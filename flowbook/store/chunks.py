@@ -92,9 +92,9 @@ class Shelf:
             found.append([address, len(piece)])
         return found
 
-    def create(self, manifest: Mapping[str, Json], attempt: int) -> Manifest:
-        """Create the manifest under the next free number, and give it as it stands there."""
-        number = max(self.numbers(), default=0)
+    def create(self, manifest: Mapping[str, Json], attempt: int, *, after: int | None = None) -> Manifest:
+        """Create the manifest under the next free number, and give it as it stands there. `after`: the highest number, if it is known."""
+        number = max(self.numbers(), default=0) if after is None else after
         while True:
             number += 1
             whole = {"v": VERSION, "number": number, "attempt": attempt, "made_at": round(time.time(), 3), **manifest}
@@ -167,17 +167,18 @@ class Shelf:
 
     # ---- keeping ----
 
-    def retire(self, *, thorough: bool = False) -> None:
-        """Remove manifests that are no longer kept, and pieces that none of the others names.
+    def retire(self, *, thorough: bool = False, known: list[Manifest] | None = None) -> list[Manifest]:
+        """Remove manifests that are no longer kept, and pieces that none of the others names. Gives those that are kept.
 
-        `thorough` looks for pieces of saves that were killed, too. Only one process of a task may do this, and not while it writes.
+        `thorough` looks for pieces of saves that were killed, too. `known`: all that there are, newest first, if that is known. Only
+        one process of a task may do this, and not while it writes.
         """
-        found, _ = self.manifests()
+        found = self.manifests()[0] if known is None else known
         kept = list(_kept(found))
         numbers = {manifest["number"] for manifest in kept}
         gone = [manifest for manifest in found if manifest["number"] not in numbers]
         if not gone and not thorough:
-            return
+            return kept
         for manifest in gone:
             self.store.delete(layout.checkpoint(self.flow, self.run, self.step, self.index, manifest["number"]))
         needed = {key for manifest in kept for key in self._keys(manifest)}
@@ -188,6 +189,7 @@ class Shelf:
         for key in unneeded - needed:
             if key.startswith(layout.run_prefix(self.flow, self.run)):  # those of a resumed run are that run's
                 self.store.delete(key)
+        return kept
 
     def _keys(self, manifest: Manifest) -> Iterator[str]:
         for body in bodies(manifest):

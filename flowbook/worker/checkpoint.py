@@ -676,7 +676,7 @@ class PlainLoop(Loop):
         if payload is None:
             return
         self.position = record["position"]
-        self.locals, self.unset = self._around.bring_back(payload["plain"], frame)
+        self.locals, self.unset = self._around.bring_back(payload["plain"], frame, self._found_here())
         if self._around.in_cell:
             self.live.rebind(payload["plain"], payload["same"])
         if self._is_for:
@@ -701,13 +701,16 @@ class PlainLoop(Loop):
                 )
         return found
 
-    def _remaining(self, saved: Iterator[Any]) -> Iterator[Any]:
-        """The saved iterator; of another run's, the sequence as it is now, from that place."""
+    def _found_here(self) -> bool:
+        """Whether the checkpoint is of this run, and so of this very code."""
         found = self.live.find(("loop",))
-        if found is not None and found.shelf is not None and found.shelf.run != self.live.shelf.run:
-            iterable = self.bar.iterable if self.bar is not None else self._iterable
-            if isinstance(iterable, (range, list, tuple)):
-                return itertools.islice(iterable, self.position, None)
+        return found is not None and found.shelf is not None and found.shelf.run == self.live.shelf.run
+
+    def _remaining(self, saved: Iterator[Any]) -> Iterator[Any]:
+        """The saved iterator, whose list may be one of the saved values. Of another run's, a range as it is now, from that place."""
+        iterable = self.bar.iterable if self.bar is not None else self._iterable
+        if isinstance(iterable, range) and not self._found_here():
+            return iter(iterable[self.position :])
         return saved
 
     def _save(self, frame: types.FrameType, *, done: bool) -> None:

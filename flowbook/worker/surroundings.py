@@ -212,8 +212,11 @@ class Surroundings:
 
     # ---- what is brought back --------------------------------------------------------------------------------------------
 
-    def bring_back(self, values: Mapping[Key, Any], frame: types.FrameType) -> tuple[dict[str, Any], set[str]]:
-        """Bind all that stands outside the frame; gives the locals to bind, and those to delete."""
+    def bring_back(self, values: Mapping[Key, Any], frame: types.FrameType, same_code: bool) -> tuple[dict[str, Any], set[str]]:
+        """Bind all that stands outside the frame; gives the locals to bind, and those to delete.
+
+        Without `same_code`, of a run that was resumed, nothing is deleted: a name that was not saved may be new in the text.
+        """
         now = self.values(frame)
         for (kind, module, name), value in values.items():
             if kind == "self" and self.flow is not None:
@@ -222,7 +225,7 @@ class Surroundings:
                 self._spaces.setdefault(module, vars(sys.modules[module]) if module in sys.modules else {})[name] = value
             elif kind == "cell" and name in self.site.cells:
                 self.site.cells[name].cell_contents = value
-        gone = {key for key in now if key not in values and key not in self.kept}
+        gone = {key for key in now if key not in values and key not in self.kept} if same_code else set()
         for kind, module, name in gone:
             if kind == "self" and self.flow is not None:
                 vars(self.flow).pop(name, None)

@@ -66,6 +66,7 @@ class Writer:
         self._watched: _Usage | None = None  # since the last fork
         self._copies_pay = False
         self._swept = False
+        self._known: list[Manifest] | None = None  # that are kept, newest first; None after another process wrote
         self._running: _Child | None = None
         self._waiting: _Child | None = None
         self._thread: _Thread | None = None
@@ -156,8 +157,11 @@ class Writer:
 
     def create(self, fields: Mapping[str, Json]) -> Manifest:
         """Create the manifest of what is written, and retire older ones. Nothing else may be under way."""
-        made = self._shelf.create(fields, self._attempt)
-        self._shelf.retire(thorough=not self._swept)
+        known = self._known
+        made = self._shelf.create(fields, self._attempt, after=known[0]["number"] if known else None)
+        if known and made["number"] != known[0]["number"] + 1:
+            known = None  # another process of this task writes, too
+        self._known = self._shelf.retire(thorough=not self._swept, known=[made, *known] if known else None)
         self._swept = True
         return made
 
@@ -185,7 +189,7 @@ class Writer:
             self._running = child
         else:
             self._waiting = child
-        self._swept = True
+        self._swept, self._known = True, None
         self._watched = _Usage.now()
 
     def _child(self, save: Save, before: _Child | None) -> dict[str, Json]:
