@@ -1,3 +1,5 @@
+"""The seed's block, as written, with what it leaves out: card."""
+
 from flowbook import FlowSpec, step, resources, card
 from training import train_one_epoch
 

@@ -1,3 +1,5 @@
+"""The seed's block, as written, with what it leaves out: checkpoint."""
+
 from flowbook import FlowSpec, step, resources, retry, checkpoint, save_checkpoint
 from training import train_one_epoch
 

@@ -1,3 +1,5 @@
+"""The seed's block, as written, with what it leaves out: foreach."""
+
 from flowbook import FlowSpec, step, resources
 from training import evaluate, train_model
 

@@ -1,3 +1,5 @@
+"""The seed's block, as written, with what it leaves out: resources."""
+
 from flowbook import FlowSpec, step, resources
 
 

@@ -1,3 +1,5 @@
+"""The seed's block, as written, with what it leaves out: retry."""
+
 from flowbook import FlowSpec, step, resources, retry
 
 

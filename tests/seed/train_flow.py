@@ -1,3 +1,5 @@
+"""The seed's block, as written, with what it leaves out: train."""
+
 from flowbook import FlowSpec, step, resources, card
 from training import evaluate, train_model
 

@@ -1,3 +1,5 @@
+"""The seed's block, as written, with what it leaves out: weekly."""
+
 from flowbook import FlowSpec, step
 from flowbook import schedule
 
