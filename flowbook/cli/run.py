@@ -83,16 +83,15 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         max_parallel=given.max_workers or place.settings.max_parallel,
         user=user,
     )
-    if given.run_id_file:
-        Path(given.run_id_file).write_text(spec.run)
-    if given.runner_attribute_file:  # of flowbook.Runner, which waits for it: whole or not at all
-        told = Path(given.runner_attribute_file)
-        told.with_suffix(".part").write_text(json.dumps({"flow_name": spec.flow, "run_id": spec.run, "store": place.store.describe()}))
-        told.with_suffix(".part").replace(told)
+    _tell_run(place, spec, given)
     screen = screen_for(spec, quiet=given.quiet)
     for name, options in program.options.items():
         for note in notes_of(options):
             screen.say(f"step {name}: {note}")
+    return _drive(place, spec, screen)
+
+
+def _drive(place: Place, spec: Spec, screen: Screen) -> int:
     surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path))
     env = environment(Attempt({}, Path(os.devnull), surroundings.env))  # of attempts that ask for one core, as most do
     driver = Driver(place.store, spec, screen, surroundings)
@@ -104,6 +103,16 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
     if not driver.signal:
         _call_hooks(place, spec, ended == "succeeded")
     return code
+
+
+def _tell_run(place: Place, spec: Spec, given: argparse.Namespace) -> None:
+    """Write the run's id into the files that were asked for."""
+    if given.run_id_file:
+        Path(given.run_id_file).write_text(spec.run)
+    if given.runner_attribute_file:  # of flowbook.Runner, which waits for it: whole or not at all
+        told = Path(given.runner_attribute_file)
+        told.with_suffix(".part").write_text(json.dumps({"flow_name": spec.flow, "run_id": spec.run, "store": place.store.describe()}))
+        told.with_suffix(".part").replace(told)
 
 
 def values(place: Place, given: Mapping[str, str], origin: Spec | None, user: str) -> dict[str, Any]:
