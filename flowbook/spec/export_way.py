@@ -115,6 +115,7 @@ class _Loom:
         self.maybes = frozenset(_in_maybes(row, False))
         self.methods: list[Method] = []
         self.scope: tuple[str, ...] = ()
+        self.telling: frozenset[str] = frozenset()  # attributes of `Method.told` that joins further in must hand on
         self.beside: frozenset[str] = frozenset()  # cells of other branches: nothing flows to them from here
         self.kept: dict[str, str] = {}  # joined step → the attribute that holds its tasks
         self.inner: dict[str, str] = {}  # joined step → the attribute of the last task of its item that holds its task
@@ -153,9 +154,11 @@ class _Loom:
         host = self._host(open_, f"items_of_{part.cell}", cell)
         host.fan = cell
         self._check_reads(cell, cell.step.plan_inputs, host.sees)
-        outer, self.scope = self.scope, cell.step.scope
-        leaf = self._closed(self.row(part.inner, Open((Exit(host, "branch"),), host.sees)))
-        self.scope = outer
+        outer, telling = self.scope, self.telling
+        told = self._tell(host, set(cells_of(part)))
+        self.scope, self.telling = cell.step.scope, telling | told.keys()
+        leaf = self._closed(self.row(part.inner, Open((Exit(host, "branch"),), {**host.sees, **told})))
+        self.scope, self.telling = outer, telling
         return Open((Exit(leaf),), {}, "foreach", (frozenset(cells_of(part.inner)),), host)
 
     def _maybe(self, part: Maybe, open_: Open) -> Open:
@@ -245,17 +248,18 @@ class _Loom:
                 makers = {maker for maker in given.makers if maker not in self.left}
                 needed.setdefault(given.name, set()).update(makers)
                 (own if cell is method.cell else lasting).add(given.name)
+        needed |= {attribute: set() for attribute in self.telling}
         captured = self._joined_steps(method, open_, leaves, needed)
         sees: dict[str, tuple[str, ...]] = {}
         for name, makers in needed.items():
-            attribute = name in self.kept.values() or name in self.inner.values()
+            attribute = name in {*self.kept.values(), *self.inner.values(), *self.telling}
             if not makers and not attribute:
                 continue
             where = self._source(method, name, makers, open_, leaves)
             if where is None:
                 continue
             leaf = leaves[where]
-            sure = attribute or any(m not in self.maybes and self.cells[m].surely_makes(name) for m in makers)
+            sure = attribute or self._is_sure(name, makers)
             carry = Carry(name, None if open_.host is not None else leaf.name, sure, name not in own or name in lasting)
             if open_.host is not None and not sure:
                 carry = replace(carry, told=self._told(open_.host, name))
@@ -265,6 +269,22 @@ class _Loom:
             sees[attribute] = (method.name,)
         method.carries.sort(key=lambda carry: (carry.leaf or "", carry.name))
         return sees
+
+    def _is_sure(self, name: str, makers: Collection[str]) -> bool:
+        return any(maker not in self.maybes and self.cells[maker].surely_makes(name) for maker in makers)
+
+    def _tell(self, host: Method, inside: set[str]) -> dict[str, tuple[str, ...]]:
+        """The attributes by which a fan-out's join will know which names are there, as far as steps behind it may need them."""
+        needed: dict[str, set[str]] = {}
+        for cell in self._behind():
+            for given in self._lasting_reads(cell) if cell.name not in inside else ():
+                needed.setdefault(given.name, set()).update(m for m in given.makers if m not in self.left)
+            for joined in cell.step.options.join if cell.name not in inside else ():
+                if joined not in self.left and joined not in self.kept and joined not in self.inner:
+                    for artifact, maker in self._seen_through(self.cells[joined], cell):
+                        needed.setdefault(artifact, set()).add(maker)
+        unsure = [name for name, makers in needed.items() if makers and name in host.sees and not self._is_sure(name, makers)]
+        return {self._told(host, name): (host.name,) for name in unsure}
 
     def _told(self, host: Method, name: str) -> str:
         """The attribute by which the step that fans out tells whether a name is there: with no item there is nothing else to ask."""
