@@ -30,6 +30,7 @@ const options = (name) => ({
     jsx: "automatic",
     jsxImportSource: "preact",
     logLevel: "warning",
+    alias: { "linkify-it": "./labextension/stubs/linkify-it.mjs" },
     define: { "process.env.NODE_ENV": '"production"' },
 });
 

@@ -1,0 +1,125 @@
+/** The widget's model as the panel uses it: typed reading, one call for all changes of a frame, and what is done to the page beside it. */
+import type { CardJson, Command, Detail, Graph, Head, Json, Step, Table, Task } from "../types";
+import { loadVega } from "../card/vega-loader";
+import type { Vega } from "../card/vega-types";
+
+/** What of an anywidget model is used here. */
+export interface Model {
+    get(key: string): unknown;
+    on(event: string, heard: (...args: unknown[]) => void): void;
+    off(event: string, heard: (...args: unknown[]) => void): void;
+    send(message: Json): void;
+    widget_manager?: { get_model(id: string): Promise<{ get(key: string): unknown }> };
+}
+
+const EMPTY_HEAD: Head = {
+    flow: "", run: "", token: "", state: "running", started: null, ended: null, now: 0, origin: null,
+    notes: [], trouble: null, params: [], error: null, advice: null, said: null, retry: null,
+};
+
+export class State {
+    /** When the last news came, by the clock of this page, milliseconds. */
+    heardAt = Date.now();
+    /** Seconds that the engine's clock is ahead of this page's. */
+    private ahead = 0;
+
+    constructor(private readonly model: Model) {
+        this.head.now && this.setClock();
+    }
+
+    private read<T>(key: string, otherwise: T): T {
+        const found = this.model.get(key);
+        return found === undefined || found === null ? otherwise : (found as T);
+    }
+
+    get head(): Head { return this.read("head", EMPTY_HEAD); }
+    get graph(): Graph { return this.read("graph", { width: 0, height: 0, nodes: [], edges: [] }); }
+    get steps(): Step[] { return this.read("steps", []); }
+    get tasks(): Task[] { return this.read("tasks", []); }
+    get tables(): { [step: string]: Table } { return this.read("tables", {}); }
+    detail(task: string): Detail | null { return this.read<Detail | null>(`detail ${task}`, null); }
+    card(key: string): CardJson | null { return this.read<CardJson | null>(key, null); }
+    send(command: Command): void { this.model.send(command as unknown as Json); }
+
+    /** Now by the engine's clock, seconds; stands still when the run has ended or the kernel says nothing any more. */
+    now(): number {
+        const { ended, now, state } = this.head;
+        if (ended !== null) return ended;
+        if (state !== "running" || this.silentFor() > 5) return now;
+        return Date.now() / 1000 + this.ahead;
+    }
+
+    /** Seconds since the last news of a run that goes on; 0 of one that has ended. */
+    silentFor(): number {
+        return this.head.state === "running" ? (Date.now() - this.heardAt) / 1000 : 0;
+    }
+
+    private setClock(): void {
+        this.ahead = this.head.now - Date.now() / 1000;
+    }
+
+    /** Calls `changed` at most once a frame, also for changes that came together. Gives what ends it. */
+    listen(changed: () => void): () => void {
+        let frame = 0;
+        const heard = (): void => {
+            this.heardAt = Date.now();
+            frame ||= requestAnimationFrame(() => { frame = 0; changed(); });
+        };
+        const clocked = (): void => this.setClock();
+        this.model.on("change", heard);
+        this.model.on("change:head", clocked);
+        return () => {
+            cancelAnimationFrame(frame);
+            this.model.off("change", heard);
+            this.model.off("change:head", clocked);
+        };
+    }
+
+    /** Vega from the kernel's own asset widget, which comes with the first card that needs it. */
+    vega = (): Promise<Vega> => {
+        const asset = this.model.get("vega") as { model: string; version: string } | null | undefined;
+        const manager = this.model.widget_manager;
+        if (!asset || !manager) return Promise.reject(new Error("this front end cannot load Vega"));
+        return loadVega(asset.version, async () => {
+            const bytes = (await manager.get_model(asset.model)).get("bytes") as DataView<ArrayBuffer>;
+            return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+        });
+    };
+}
+
+const hiding = new Map<string, { style: HTMLStyleElement; views: number }>();
+
+/** Hides the static status of the run with that token while a panel of it is in the page. Gives what ends it. */
+export function hideStatic(token: string): () => void {
+    if (!token) return () => {};
+    let found = hiding.get(token);
+    if (!found) {
+        const style = document.createElement("style");
+        const name = `[data-flowbook-run="${CSS.escape(token)}"]`;
+        style.textContent = `${name}{display:none}.jp-OutputArea-child:has(> .jp-OutputArea-output > ${name}){display:none}`;
+        document.head.append(style);
+        hiding.set(token, (found = { style, views: 0 }));
+    }
+    found.views += 1;
+    const held = found;
+    return () => {
+        held.views -= 1;
+        if (held.views) return;
+        held.style.remove();
+        hiding.delete(token);
+    };
+}
+
+/** Whether the page is dark: as JupyterLab or VS Code say, else as its reader's system is. */
+export function isDark(): boolean {
+    const { jpThemeLight, vscodeThemeKind } = document.body.dataset;
+    if (jpThemeLight) return jpThemeLight === "false";
+    if (vscodeThemeKind) return vscodeThemeKind.includes("dark") || vscodeThemeKind === "vscode-high-contrast";
+    return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+export function onTheme(changed: () => void): () => void {
+    const watch = new MutationObserver(changed);
+    watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind"] });
+    return () => watch.disconnect();
+}
