@@ -5,6 +5,7 @@
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs";
 import { gzipSync } from "node:zlib";
 import * as esbuild from "esbuild";
+import { BUNDLE } from "./bundle.mjs";
 import { alias } from "./alias.mjs";
 
 const OUT = "flowbook/static";
@@ -27,10 +28,7 @@ const options = (name) => ({
     legalComments: "none",
     minify: !watch,
     sourcemap: watch ? "inline" : false,
-    jsx: "automatic",
-    jsxImportSource: "preact",
-    logLevel: "warning",
-    alias: { "linkify-it": "./labextension/stubs/linkify-it.mjs" },
+    ...BUNDLE,
     define: { "process.env.NODE_ENV": '"production"' },
 });
 

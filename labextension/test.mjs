@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { spawnSync } from "node:child_process";
 import * as esbuild from "esbuild";
+import { BUNDLE } from "./bundle.mjs";
 import { alias } from "./alias.mjs";
 
 const folder = mkdtempSync(join(tmpdir(), "flowbook-tests-"));
@@ -18,9 +19,6 @@ await esbuild.build({
     format: "esm",
     target: "node20",
     sourcemap: "inline",
-    jsx: "automatic",
-    jsxImportSource: "preact",
-    logLevel: "warning",
 });
 const built = tests.map((name) => join(folder, name.replace(/\.tsx?$/, ".mjs")));
 const done = spawnSync(process.execPath, ["--enable-source-maps", "--test", "--test-reporter=spec", ...built], { stdio: "inherit" });

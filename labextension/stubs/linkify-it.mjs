@@ -1,2 +1,2 @@
-/** Stands for linkify-it, which markdown-it makes one of and, as we read CommonMark, never asks. It saves 12 KB in every notebook. */
+/** markdown-it makes one of these and, as we read CommonMark, never asks it. */
 export class LinkifyIt {}

@@ -1,0 +1,2 @@
+/** What JSX becomes. */
+export { Fragment, h } from "preact";
