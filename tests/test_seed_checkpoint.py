@@ -348,6 +348,14 @@ BODIES = {
             self.seen.append(done())
             save_checkpoint()
     """,
+    "a progress bar around a range": """
+        self.seen, bar = [], tqdm(range(5))
+        for epoch in bar:
+            crash(epoch)
+            self.seen.append(epoch)
+            save_checkpoint()
+        self.shown = bar.n
+    """,
     "a dict's items, with enumerate": """
         self.seen = []
         for place, (name, value) in enumerate({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}.items()):
@@ -357,6 +365,19 @@ BODIES = {
     """,
 }
 BEFORE = """
+class tqdm:
+    "As much of it as matters."
+    def __init__(self, iterable):
+        self.iterable, self.n, self.lock = iterable, 0, threading.Lock()
+    def __iter__(self):
+        for item in self.iterable:
+            yield item
+            self.update(1)
+    def update(self, n):
+        self.n += n
+    def close(self):
+        pass
+tqdm.__module__ = "tqdm.std"
 MODEL, COUNT = {"w": 0}, 0
 def train_one_epoch():
     global COUNT

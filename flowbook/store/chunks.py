@@ -167,25 +167,26 @@ class Shelf:
 
     # ---- keeping ----
 
-    def retire(self, *, thorough: bool = False, known: list[Manifest] | None = None) -> list[Manifest]:
+    def retire(self, *, sweep: int | None = None, known: list[Manifest] | None = None) -> list[Manifest]:
         """Remove manifests that are no longer kept, and pieces that none of the others names. Gives those that are kept.
 
-        `thorough` looks for pieces of saves that were killed, too. `known`: all that there are, newest first, if that is known. Only
-        one process of a task may do this, and not while it writes.
+        `sweep`: look for pieces of saves that were killed, too, of attempts up to this one. `known`: all manifests that there are,
+        newest first, if that is known. Only one process of an attempt may do this, and not while it writes.
         """
         found = self.manifests()[0] if known is None else known
         kept = list(_kept(found))
         numbers = {manifest["number"] for manifest in kept}
         gone = [manifest for manifest in found if manifest["number"] not in numbers]
-        if not gone and not thorough:
+        if not gone and sweep is None:
             return kept
         for manifest in gone:
             self.store.delete(layout.checkpoint(self.flow, self.run, self.step, self.index, manifest["number"]))
         needed = {key for manifest in kept for key in self._keys(manifest)}
         unneeded = {key for manifest in gone for key in self._keys(manifest)}
-        if thorough:
+        if sweep is not None:
             prefix = layout.checkpoint_prefix(self.flow, self.run, self.step, self.index)
-            unneeded |= {key for key in self.store.list(prefix) if not key.endswith(".json")}
+            pieces = (key for key in self.store.list(prefix) if not key.endswith(".json"))
+            unneeded |= {key for key in pieces if int(key[len(prefix) :].partition("/")[0]) <= sweep}
         for key in unneeded - needed:
             if key.startswith(layout.run_prefix(self.flow, self.run)):  # those of a resumed run are that run's
                 self.store.delete(key)

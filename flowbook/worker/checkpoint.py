@@ -118,6 +118,7 @@ class Live:
         self._told: set[str] = set()
         self._impossible = False
         self._guards = 0
+        self._lock = threading.RLock()
         self._terminating = False
         self._handler: Any = None
 
@@ -163,10 +164,11 @@ class Live:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Around what must not be interrupted by SIGTERM; what it asks for is done afterwards."""
-        self._guards += 1
+        """Around what must not be interrupted by SIGTERM, nor by another thread. What SIGTERM asks for is done afterwards."""
+        self._guards += 1  # first: a signal that comes now finds it
         try:
-            yield
+            with self._lock:
+                yield
         finally:
             self._guards -= 1
             if self._terminating and not self._guards and self.active is None:

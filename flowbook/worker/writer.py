@@ -161,7 +161,7 @@ class Writer:
         made = self._shelf.create(fields, self._attempt, after=known[0]["number"] if known else None)
         if known and made["number"] != known[0]["number"] + 1:
             known = None  # another process of this task writes, too
-        self._known = self._shelf.retire(thorough=not self._swept, known=[made, *known] if known else None)
+        self._known = self._shelf.retire(sweep=None if self._swept else self._attempt, known=[made, *known] if known else None)
         self._swept = True
         return made
 
