@@ -297,6 +297,18 @@ def test_a_class_of_a_body_is_found_by_its_name() -> None:
     assert method(text, "a").startswith("global Model\n") and "self.Model = Model" in text
 
 
+def test_a_cell_of_comments_is_a_method() -> None:
+    text = export(notebook("%%flowstep a\nx = 1", "%%flowstep b --after a\n# later"))
+
+    assert "        # later\n        pass\n" in text
+
+
+def test_a_name_of_a_setup_cell_that_the_body_changes_is_global() -> None:
+    text = export(notebook("%%flowstep a\ncount += 1\nx = count", plain=["count"], bound=frozenset({"count"})))
+
+    assert method(text, "a").startswith("global count\n")
+
+
 def test_an_import_is_repeated_where_it_is_used() -> None:
     text = export(notebook("%%flowstep a\nimport os.path as p, json\nx = 1", "%%flowstep b\ny = p.join('a', json.dumps(x))"))
 

@@ -28,7 +28,7 @@ from flowbook.spec.body import Body, read_body
 from flowbook.spec.export_nest import Cell, nest
 from flowbook.spec.export_text import Edit, call, quoted
 from flowbook.spec.export_way import Carry, Method, Tasks, task_words, weave
-from flowbook.spec.flow import Card, Checkpoint, Options, Resources, Retry
+from flowbook.spec.flow import Card, Checkpoint, Input, Options, Resources, Retry
 from flowbook.spec.flowspec import RESERVED, FlowSpec
 
 INDENT = " " * 8
@@ -233,9 +233,8 @@ class _Writer:
         head, body, tail = lines.head(), lines.body(), lines.tail()
         edge = "\n" if body.count("\n") > 4 and head else ""
         ending = "\n" if body.count("\n") > 4 and tail else ""
-        content = f"{head}{edge}{body}{ending}{tail}" or f"{INDENT}pass\n"
-        if not method.targets and method.cell is None and not content.strip():
-            content = f"{INDENT}pass\n"
+        empty = "" if head or tail or lines.tree.body else f"{INDENT}pass\n"  # comments alone are no body
+        content = f"{head}{edge}{body}{empty}{ending}{tail}"
         argument = f", {lines.inputs}" if method.joins else ""
         remark = f"{texts.comment(_lined(method), '    ')}\n" if method.lined else ""
         return f"{remark}{self.decorators(method)}    def {method.name}(self{argument}):\n{content}"
@@ -248,9 +247,6 @@ class _Writer:
             marks.append("start=True")
         if method.is_last and method.name != "end" and len(self.methods) > 1:
             marks.append("end=True")
-        for other in self.methods:  # a step of that name that stands elsewhere would be taken for it
-            if other.name == "start" != method.name and method is self.methods[0] and "start=True" not in marks:
-                marks.insert(0, "start=True")
         return found + self.decorate("step", marks)
 
 
@@ -308,30 +304,29 @@ class _Lines:
 
     # ---- global names ----
 
-    def _globals(self) -> Iterator[str]:
-        cell = self.method.cell
+    def _globals(self) -> set[str]:
+        """The names that the method binds and that must be, as in a cell, those of the file."""
         loads = {name for name, _ in self._loads()} | {name for name, _ in self._plan_loads()}
-        yield from loads & self.writer.shared
+        cell = self.method.cell
         if cell is None:
-            return
-        body = cell.body
-        bound = {*body.makes, *body.others, *body.deletes} - (body.changes - body.rebinds)
-        foreach = cell.step.options.foreach
-        bound |= set(foreach.names if foreach else ())
-        names = bound | loads
-        sure = {name for name, guarded in self._loads() if not guarded}
-        fallback = {given.name for given in cell.step.inputs if given.captured}
-        targets = set(foreach.names if foreach else ()) | set(cell.step.options.join)
-        before = ({*body.reads, *body.builtin_reads} - sure - targets) | fallback
-        outside = (before & (self.writer.notebook.bound | set(body.builtin_reads))) | fallback
-        yield from (bound | body.changes) & outside if fallback & body.changes else bound & outside
-        yield from names & self.writer.shared
-        yield from (name for name in bound if cell.kind(name) in ("function", "class"))
-        yield from names & {name for node in ast.walk(self.tree) if isinstance(node, ast.Global) for name in node.names}
+            return loads & self.writer.shared
+        body, foreach = cell.body, cell.step.options.foreach
+        at_top = {*(foreach.names if foreach else ()), *cell.step.options.join}
+        bound = {*body.makes, *body.others, *body.deletes, *body.changes}
+        names = bound | loads | at_top | {given.name for given in cell.step.inputs if self._is_import(given)}
         if body.builtin_reads & {"globals", "eval", "exec"}:
-            yield from names
-        yield from loads & fallback
-        yield from names & {name for line in self.writer.notebook.seeds for name in read_body(line).reads}
+            return names
+        there = at_top | {name for name, guarded in self._loads() if not guarded}
+        first_read = {*body.reads, *body.builtin_reads} - there  # before the body binds them, as far as one can tell
+        found = bound & first_read & {*self.writer.notebook.bound, *body.builtin_reads}
+        found |= (bound | loads) & {given.name for given in cell.step.inputs if given.captured}
+        found |= {name for name in bound if cell.kind(name) in ("function", "class")}
+        found |= names & {name for node in ast.walk(self.tree) if isinstance(node, ast.Global) for name in node.names}
+        found |= names & {name for line in self.writer.notebook.seeds for name in read_body(line).reads}
+        return found | (names & self.writer.shared)
+
+    def _is_import(self, given: Input) -> bool:
+        return bool(given.makers) and self.writer.cells[given.makers[0]].kind(given.name) == "import"
 
     # ---- the top ----
 
@@ -393,7 +388,7 @@ class _Lines:
         found: dict[str, None] = {}
         for given in cell.step.inputs:
             for maker in given.makers:
-                if self.writer.cells[maker].kind(given.name) == "import":
+                if self._is_import(given):
                     found.update(dict.fromkeys(imports_of(self.writer.cells[maker], given.name)))
         return list(found)
 
@@ -424,7 +419,7 @@ class _Lines:
             name for method in self.writer.methods if method.choice and method.choice.cell == cell.name for name in method.choice.lacks
         }
         for given in cell.step.inputs:
-            if given.makers and self.writer.cells[given.makers[0]].kind(given.name) != "import":
+            if given.makers and not self._is_import(given):
                 sure = any(self._surely(maker, given.name) for maker in given.makers)
                 found[given.name] = not (sure or given.name in lacks or (given.required and not given.captured))
         parameters = {name for name in cell.step.params if self._mentions(cell, name)} & self.writer.parameters
@@ -510,16 +505,13 @@ class _Lines:
         for given in planned.step.plan_inputs:
             made_here = cell is not None and given.makers[:1] == (cell.name,)
             wanted = given.name in names or given.name in self.writer.shared
-            if given.makers and wanted and not made_here and given.name not in have and self._is_value(given.makers[0], given.name):
+            if given.makers and wanted and not made_here and given.name not in have and not self._is_import(given):
                 found[given.name] = f"self.{given.name}"
         found |= {name: f"self.{name}" for name in names & self.writer.parameters if name not in have}
         for name in names & set(planned.step.options.join) - have:
             kept = next((m.recalled.get(name, "") for m in self.writer.methods if m.cell is planned), "")
             found[name] = f"self.{kept}" if kept else "self"
         return sorted(found.items())
-
-    def _is_value(self, maker: str, name: str) -> bool:
-        return self.writer.cells[maker].kind(name) != "import"
 
     def _plan(self) -> list[str]:
         lines: list[str] = []
@@ -555,7 +547,7 @@ class _Lines:
         found: dict[str, None] = {}
         for given in planned.step.plan_inputs if planned is not None and self._plan_bodies() else ():
             for maker in given.makers:
-                if not self._is_value(maker, given.name) and maker != self.method.name:
+                if self._is_import(given) and maker != self.method.name:
                     found.update(dict.fromkeys(imports_of(self.writer.cells[maker], given.name)))
         return list(found)
 
