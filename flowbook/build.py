@@ -160,6 +160,8 @@ def spec_of(
     notebook: str | None = None,
     user: str | None = None,
     life: str = "",
+    branch: str | None = None,
+    production: bool = False,
 ) -> Spec:
     """Write the spec of a run and take its number. `params` are values by attribute (parameters.resolve); what is left out is the default.
 
@@ -196,15 +198,21 @@ def spec_of(
         program=code.program,
         constants=constants,
         compat=_resolves_metaflow(),
-        project=_project(program.cls, user or user_name()),
+        project=_project(program.cls, user or user_name(), branch, production),
     )
     return take_number(spec, store)
 
 
-def _project(cls: type, user: str | None) -> dict[str, Any]:
-    """What `current` tells of @project: nothing without one."""
+def _project(cls: type, user: str | None, branch: str | None, production: bool) -> dict[str, Any]:
+    """What `current` tells of @project: nothing without one. `branch` and `production` are those of the command line. Raises DefinitionError."""
     found = decorators.project_of(cls)
-    return {} if found is None else dict(found.current(cls.__name__, user or "nobody"))
+    if found is None:
+        if branch is not None or production:
+            what = "--branch and --production are of @project, which the flow has not"
+            raise DefinitionError(Finding(f"flow {cls.__name__}", what, "Leave them out, or put @project(name=…) above the class."))
+        return {}
+    found = dataclasses.replace(found, branch=found.branch if branch is None else branch, production=found.production or production)
+    return dict(found.current(cls.__name__, user or "nobody"))
 
 
 def _resolves_metaflow() -> bool:

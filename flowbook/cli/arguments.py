@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flowbook.spec.parameters import Parameter
 
 # option → how many values it takes. The first are ours, wherever they stand; the others are Metaflow's and mean nothing here.
-OWN = {"--with": 1, "--namespace": 1, "--quiet": 0}
+OWN = {"--with": 1, "--namespace": 1, "--quiet": 0, "--branch": 1, "--production": 0}  # the last two of @project: before the command only
 CONFIGS = ("--config", "--config-value")
 IGNORED = {
     "--no-quiet": 0,
@@ -52,6 +52,8 @@ class Given:
     withs: tuple[str, ...] = ()
     namespace: str | None = None
     quiet: bool = False
+    branch: str | None = None
+    production: bool = False
     ignored: tuple[str, ...] = ()
 
     def without_file(self) -> Given:
@@ -124,6 +126,8 @@ def split(argv: Sequence[str], spelled: str, commands: Mapping[str, Command], cl
         withs=tuple(value for (value,) in found.get("--with", ())),
         namespace=found["--namespace"][-1][0] if "--namespace" in found else None,
         quiet="--quiet" in found,
+        branch=found["--branch"][-1][0] if "--branch" in found else None,
+        production="--production" in found,
         ignored=tuple(name for name in found if name in IGNORED and not name.startswith("--no-")),
     )
 
@@ -159,6 +163,7 @@ def overview(spelled: str, commands: Mapping[str, Command], cls: type | None) ->
         "  --with NAME:k=v     a decorator for each step that lacks it (repeatable)",
         "  --quiet             show only what tasks print",
         "  --namespace NAME    whose runs are meant",
+        "  --branch NAME, --production (of @project, before the command)",
         "  --config NAME PATH, --config-value NAME JSON",
         "",
         f"`{spelled} COMMAND --help` tells more. Metaflow's --metadata, --datastore, --environment, --no-pylint … are accepted and ignored.",

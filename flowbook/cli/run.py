@@ -82,6 +82,8 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         again=again,
         max_parallel=given.max_workers or place.settings.max_parallel,
         user=user,
+        branch=place.given.branch,
+        production=place.given.production,
     )
     _tell_run(place, spec, given)
     screen = screen_for(spec, quiet=given.quiet)

@@ -221,6 +221,16 @@ class TaskError:
     def from_json(cls, data: Mapping[str, Json]) -> TaskError:
         return cls(**{name: value for name, value in data.items() if name in cls.__dataclass_fields__ and value is not None})
 
+    @property
+    def exception(self) -> str:
+        """Metaflow's name of `message`."""
+        return self.message
+
+    @property
+    def stacktrace(self) -> str:
+        """Metaflow's name of `traceback`."""
+        return self.traceback
+
     def __str__(self) -> str:
         what = ": ".join(part for part in (self.type or self.reason, self.message) if part)
         where = ", ".join(part for part in (self.cell, f"line {self.line}" if self.line else "") if part)

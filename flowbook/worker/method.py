@@ -112,8 +112,8 @@ class MethodTask:
     def artifact(self, name: str) -> Any:
         """See flowspec.Task. What is loaded becomes an attribute of the instance."""
         entry = None if name in self.deleted else self._entry(name)
-        if entry is None and name == "name":
-            return type(self.flow).__name__
+        if entry is None and name in ("name", "_current_step"):  # Metaflow has these, and flows read them
+            return type(self.flow).__name__ if name == "name" else self.step.name
         if entry is None:
             raise AttributeError(self._missing(name))
         value = self.reader.load_quietly(entry, name)

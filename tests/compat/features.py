@@ -76,6 +76,13 @@ FEATURES: dict[str, str] = {  # flow file → what it uses
     "failing": "a step that fails",
     "resumed": "`resume` of a run that failed",
     "resumed_from": "`resume STEP`",
+    "switch_shapes": "splits, foreach and switches behind a switch; a switch in a branch",
+    "recursive_foreach": "in each item a step that goes on to itself",
+    "nested_three": "three foreach inside each other",
+    "logged": "what tasks print, `Task.stdout`, `Task.loglines`",
+    "parameter_names": "defaults that are functions of the context, `current.parameter_names`",
+    "projected_branch": "`--branch`",
+    "task_exception": "`Task.exception` of a failed run",
     "tagged": "`--tag`, tags that a step changes",
     "client_reads": "`Flow`, `Run`, `Step`, `Task`, `DataArtifact`, `namespace` inside a step",
 }
@@ -83,6 +90,7 @@ FEATURES: dict[str, str] = {  # flow file → what it uses
 _CAUGHT = "`Task.successful` is True for a task whose error was caught: it is done, and the flow went on. `Task.exception` has the error."
 _DIED = "What `@catch` keeps of a process that died or of a timeout is a text, which is true like the object of Metaflow."
 _FAILED = "A failed attempt leaves no artifacts, only its error, output, cards and checkpoints."
+_ROUNDS = "A step that goes on to itself does so in one task, without the cost of a start each time; a retry begins with the first round."
 _FINISHED = "A failed run is `finished`; Metaflow's local metadata cannot tell."
 
 DIFFERENCES: tuple[Difference, ...] = (
@@ -98,6 +106,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference("failing", ("1: middle[0] half", "1: middle[0] made"), _FAILED),
     Difference("failing", ("1: finished",), _FINISHED),
+    Difference("task_exception", ("1: finished",), _FINISHED),
     Difference("resumed", ("1: join[0] *",), _FAILED),
     Difference("resumed", ("1: finished",), _FINISHED),
     Difference(
@@ -115,11 +124,8 @@ DIFFERENCES: tuple[Difference, ...] = (
         ("1: each[*] models",),
         "`self.input` is the item itself: changing it in place does not change the list that it came from.",
     ),
-    Difference(
-        "recursive",
-        ("1: loop[*", "1: loop tasks"),
-        "A step that goes on to itself does so in one task, without the cost of a start each time; a retry begins with the first round.",
-    ),
+    Difference("recursive", ("1: loop[*", "1: loop tasks"), _ROUNDS),
+    Difference("recursive_foreach", ("1: turn[*", "1: turn tasks"), _ROUNDS),
     Difference(
         "resumed_from",
         ("2: end[0] ran",),

@@ -318,6 +318,25 @@ def test_a_file_that_imports_flowbook_alone_is_run_as_before(tmp_path: Path) -> 
     assert client.Run("SmallFlow/1", store=FilesStore(tmp_path / "store" / "default")).successful
 
 
+@pytest.mark.parametrize(
+    ("words", "branch"), [(["--branch", "b"], "test.b"), (["--production"], "prod"), (["--production", "--branch=b"], "prod.b")]
+)
+def test_a_branch_of_a_project_is_named_before_the_command(tmp_path: Path, words: list[str], branch: str) -> None:
+    text = HEAD.format(more=", project, current", body="self.branch = current.branch_name").replace("class", '@project(name="p")\nclass')
+
+    done = run(tmp_path, text, *words, "run", "flow.py")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert client.Run("SmallFlow/1", store=FilesStore(tmp_path / "store" / "default")).data.branch == branch
+
+
+def test_a_branch_without_a_project_is_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, HEAD.format(more="", body="pass"), "--branch", "b", "run", "flow.py")
+
+    assert done.returncode == 2
+    assert "@project" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_spec_says_that_metaflow_means_flowbook(tmp_path: Path) -> None:
     run(tmp_path, HEAD.format(more="", body="self.x = 1"))
 
