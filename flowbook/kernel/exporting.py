@@ -33,7 +33,7 @@ from flowbook.kernel.cells import Ran, code_globals, functions_of, notebook_path
 from flowbook.kernel.session import FlowDef, Param, Session
 from flowbook.spec import export as exports
 from flowbook.spec import export_text as texts
-from flowbook.spec.body import Body, read_body
+from flowbook.spec.body import BUILTINS, Body, read_body
 from flowbook.spec.export_nest import Cell
 from flowbook.spec.flow import Spec
 from flowbook.spec.graph import Linked
@@ -140,7 +140,7 @@ def gather(session: Session, flow: FlowDef) -> tuple[exports.Notebook, list[str]
         flow=flow.name,
         cells=_cells(session, flow, linked),
         parameters=tuple(parameter for parameter in parameters if parameter is not None),
-        imports=tuple(captured.imports),
+        imports=_imports(captured.imports),
         blocks=_blocks(captured),
         bound=frozenset(captured.bound),
         shared=frozenset(name for block in captured.definitions for name in block.uses),
@@ -152,6 +152,17 @@ def gather(session: Session, flow: FlowDef) -> tuple[exports.Notebook, list[str]
     if findings:
         raise DefinitionError(*findings)
     return notebook, notes
+
+
+def _imports(lines: Iterable[str]) -> tuple[str, ...]:
+    """One line for each module, and no ``import xml`` where ``import xml.dom`` stands."""
+    every, names = set(lines), dict[str, set[str]]()
+    for line in every:
+        if line.startswith("from "):
+            module, _, name = line.partition(" import ")
+            names.setdefault(module, set()).add(name)
+    plain = (line for line in every if line.startswith("import ") and not any(other.startswith(f"{line}.") for other in every))
+    return (*sorted(plain), *(f"{module} import {', '.join(sorted(found))}" for module, found in sorted(names.items())))
 
 
 def _cells(session: Session, flow: FlowDef, linked: Linked) -> tuple[Cell, ...]:
@@ -194,18 +205,42 @@ class _Plain:
 
     def take(self) -> Captured:
         for name, info in self.spec.captures.items():
-            value = self.mine[name] if name in self.mine else self.space[name]
-            self.found.bound.add(name)
-            try:
-                self._name(name, info, value)
-            except texts.NoLiteral as error:
-                self._refuse(name, error)
+            self._take(name, info["kind"], info["entry"].get("submodules", ()))
         for setup in self.flow.setups:
             self._setup(setup.source, setup.body, setup.ran)
+        self._take_needs()
         return self.found
 
+    def _take(self, name: str, kind: str, submodules: Iterable[str] = ()) -> None:
+        value = self.mine[name] if name in self.mine else self.space[name]
+        self.found.bound.add(name)
+        try:
+            self._name(name, kind, value, submodules)
+        except texts.NoLiteral as error:
+            self._refuse(name, error)
+
+    def _take_needs(self) -> None:
+        """What definitions need while they are executed, and no longer when they are called: decorators, defaults, base classes."""
+        plain, seen = self.session.plain(), 0
+        while seen < len(self.found.definitions):
+            block = self.found.definitions[seen]
+            seen += 1
+            for name in sorted(block.needs - self.found.bound):
+                if name in plain:
+                    value = self.mine[name] if name in self.mine else self.space[name]
+                    self._take(name, "class" if isinstance(value, type) else "function" if isinstance(value, _FUNCTIONS) else "data")
+                elif name not in BUILTINS:
+                    self._lost(name, block)
+
+    def _lost(self, name: str, block: Block) -> None:
+        first = block.text.split("\n")[0]
+        self.found.findings.append(
+            Finding(f"`{first}`", f"it needs `{name}`, which is no plain name of this kernel now", "Define it again.")
+        )
+
     def _refuse(self, name: str, error: texts.NoLiteral) -> None:
-        readers = self.session._readers(self.spec.steps, name)
+        captured = name in self.spec.captures
+        readers = self.session._readers(self.spec.steps, name) if captured else "a definition that a step uses"
         self.found.findings.append(
             Finding(
                 self.session.cells.origin(name),
@@ -214,16 +249,16 @@ class _Plain:
             )
         )
 
-    def _name(self, name: str, info: Mapping[str, Any], value: Any) -> None:
+    def _name(self, name: str, kind: str, value: Any, submodules: Iterable[str]) -> None:
         if isinstance(value, types.ModuleType):
-            self._module(name, value, info["entry"].get("submodules", ()))
+            self._module(name, value, submodules)
             return
         binder = self.session.cells.last_binder(name)
         if binder is not None and name not in self.mine and self._imported(name, value, binder):
             return
         if isinstance(value, _FUNCTIONS) and getattr(value, "__module__", None) not in (None, "__main__"):
             self._from_module(name, value)
-        elif info["kind"] in ("function", "class"):
+        elif kind in ("function", "class"):
             self._definition(name, value, binder)
         else:
             self._constant(name, value, binder)

@@ -98,6 +98,28 @@ def test_plain_cells_parameters_and_setup_go_along(book: Notebook) -> None:
     assert text.index("import math") < text.index("class Model:") < text.index("class book(FlowSpec):")
 
 
+def test_what_definitions_need_goes_along_in_an_order_that_works(book: Notebook) -> None:
+    (book.folder / "own_module.py").write_text("K = 4\ndef add(x):\n    return x + K\n")
+    book.ok(
+        "import functools, own_module, xml.dom.minidom\nfrom dataclasses import dataclass, field, asdict\nfrom own_module import add as plus"
+    )
+    book.ok("STEP = 2\n@functools.lru_cache(maxsize=None)\ndef fib(n, step=STEP):\n    return n if n < 2 else fib(n - 1) + fib(n - step)")
+    book.ok("class Sub: pass")
+    book.ok(
+        "@dataclass\nclass Base:\n    a: int = 1\n    items: list = field(default_factory=list)\n\nclass Sub(Base):\n    def total(self):\n        return fib(self.a)"
+    )
+    book.ok("async def soon(x):\n    return x")
+    book.ok("%%flowstep a\nimport asyncio\ns = Sub(a=7)\nt = s.total(), own_module.add(1), plus(2), asyncio.run(soon(3))")
+    book.ok("%%flowstep b\nsame = isinstance(s, Base)\nd = asdict(s)\nroot = xml.dom.minidom.parseString('<a/>').documentElement.tagName")
+    text = compare(book)
+
+    assert (
+        "from dataclasses import asdict, dataclass, field\n" in text and "import xml.dom.minidom\n" in text and "import xml\n" not in text
+    )
+    assert text.index("STEP = 2") < text.index("def fib") and text.index("class Base") < text.index("class Sub(Base)")
+    assert text.count("class Sub") == 1
+
+
 def test_names_changes_and_errors_mean_the_same(book: Notebook) -> None:
     book.ok("data = [1, 2]\nconf = {'a': 1}\ndef reads_main(x):\n    return x + base")
     book.ok(
