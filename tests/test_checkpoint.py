@@ -794,3 +794,93 @@ def test_a_memory_limit_of_the_step_reaches_the_writer(project: Project) -> None
     define(project, source, saves=("limit",), resources=Resources(memory_mb=5000))
 
     assert value(project, project.run("only"), "limit") == 5000
+
+
+class Node:
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+class Torchlike:
+    def __init__(self, n: int) -> None:
+        self.n, self.hidden = n, lambda: None
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": self.n}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.n = state["n"]
+
+
+def after_a_retry(make: Callable[[], dict[str, Any]], train: Callable[[dict[str, Any]], None]) -> tuple[dict[str, Any], list[str]]:
+    """What `make` makes, brought back to what `train` made of another one; and the names with which that failed."""
+    from flowbook.store import codec
+
+    first = make()
+    named = {name: value for name, value in first.items() if not name.startswith("_")}
+    start = restore.held(restore.inside(named))
+    train(first)
+    forms = {name: restore.saved_form(value) for name, value in named.items()}
+    saved = codec.decode(codec.encode({"values": forms, "same": restore.unchanged(start, named)}, previews=False).join())
+    again = make()
+    named = {name: value for name, value in again.items() if not name.startswith("_")}
+    return again, restore.bring_back(named, saved["values"], saved["same"])
+
+
+def test_objects_that_hold_each_other_still_do() -> None:
+    def make() -> dict[str, Any]:
+        model = Node(w=[0], me=None)
+        model.me = model
+        net = Torchlike(0)
+        return {"model": model, "opt": Node(model=model, pair=(model, 1), net=net, call=lambda: model), "net": net}
+
+    def train(objects: dict[str, Any]) -> None:
+        objects["model"].w.append(1)
+        objects["net"].n = 7
+
+    again, failed = after_a_retry(make, train)
+    model, opt = again["model"], again["opt"]
+    assert failed == [] and model.w == [0, 1] and again["net"].n == 7
+    assert model.me is model is opt.model is opt.pair[0] and opt.net is again["net"] and opt.call() is model
+
+
+def test_an_inner_object_is_brought_back_in_place_if_it_was_the_same_all_along_and_made_anew_if_not() -> None:
+    numpy = pytest.importorskip("numpy")
+
+    def make() -> dict[str, Any]:
+        kept, replaced, grown = numpy.zeros(2), numpy.zeros(2), [1]
+        return {"model": Node(kept=kept, replaced=replaced, grown=[grown]), "_kept": kept, "_replaced": replaced, "_grown": grown}
+
+    def train(objects: dict[str, Any]) -> None:
+        model = objects["model"]
+        model.kept += 1
+        model.replaced = model.replaced + 1
+        model.grown[0].append(2)
+
+    again, failed = after_a_retry(make, train)
+    model = again["model"]
+    assert failed == [] and model.kept is again["_kept"] and list(model.kept) == [1, 1]
+    assert list(model.replaced) == [1, 1] and list(again["_replaced"]) == [0, 0]
+    assert model.grown[0] is again["_grown"] and again["_grown"] == [1, 2]
+
+
+def test_containers_of_all_kinds_are_brought_back() -> None:
+    import collections
+
+    def make() -> dict[str, Any]:
+        return {
+            "a": collections.Counter("ab"),
+            "b": collections.OrderedDict(x=1, y=2),
+            "c": collections.defaultdict(list),
+            "d": {frozenset(): {1}},
+        }
+
+    def train(objects: dict[str, Any]) -> None:
+        objects["a"].update("aac")
+        objects["b"].move_to_end("x")
+        objects["c"]["k"].append(objects["a"])
+        objects["d"][frozenset()].add(2)
+
+    again, failed = after_a_retry(make, train)
+    assert failed == [] and again["a"] == {"a": 3, "b": 1, "c": 1} and list(again["b"]) == ["y", "x"]
+    assert again["c"]["k"][0] is again["a"] and again["d"] == {frozenset(): {1, 2}}

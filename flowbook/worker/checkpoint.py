@@ -610,19 +610,21 @@ class NamedLoop(Loop):
         self.position = int(record.get("position", 0))
         self._iterator = _from(self._iterable, self.position)
         if payload is not None:
-            self._bring_back(payload["values"])
+            self._bring_back(payload["values"], payload["same"])
             restore.set_random_state(payload["rng"])
+        self._start = restore.held(restore.inside(self._values))
 
-    def _bring_back(self, saved: Mapping[str, Any]) -> None:
+    def _bring_back(self, saved: Mapping[str, Any], same: list[tuple[restore.Path, Any]]) -> None:
         if set(saved) != set(self._values):
             raise CheckpointError(
                 f"{self.label}: the checkpoint holds {', '.join(saved) or 'nothing'}, but the loop names {', '.join(self._values) or 'nothing'}. "
                 f"Name the same objects, or run it anew."
             )
-        for name, value in self._values.items():
-            if self.live.gave(name, value) or (value is None and saved[name] is None):
-                continue
-            if not restore.put_back(value, saved[name]):
+        given = {name: value for name, value in self._values.items() if self.live.gave(name, value)}
+        failed = restore.bring_back(self._values, dict(saved), same)
+        for name in failed:
+            value = self._values[name]
+            if name not in given:
                 raise CheckpointError(
                     f"{self.label}: `{name}` cannot be brought back in place (it is a {type(value).__name__}, saved was a "
                     f"{type(saved[name]).__name__}). Take it from the checkpoint before the loop: `{name} = checkpoint.state.get({name!r})`."
@@ -633,7 +635,8 @@ class NamedLoop(Loop):
         rng = restore.random_state()
 
         def encode() -> codec.Encoded:
-            return self.live.encode({"values": {name: restore.saved_form(value) for name, value in self._values.items()}, "rng": rng})
+            forms = {name: restore.saved_form(value) for name, value in self._values.items()}
+            return self.live.encode({"values": forms, "same": restore.unchanged(self._start, self._values), "rng": rng})
 
         return encode
 

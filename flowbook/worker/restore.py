@@ -1,14 +1,21 @@
-"""Bringing an object back to a saved state in place, so that everything that holds the object sees it.
+"""Bringing objects back to a saved state in place, so that everything that holds them sees it.
 
 An object with `state_dict` and `load_state_dict` is saved and loaded by these; of others the saved copy's content is moved into the
 object that is there. What cannot be changed (a number, a string) or hides its state in C code cannot be brought back in place.
+
+The same holds for what is inside: an inner object which was there when the loop began and still was when it was saved (`unchanged`)
+has its twin in the process that goes on, at the same path, and is brought back in that; an object that the loop has made is new
+there, too. References among all of these are those that were saved.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import copyreg
 import sys
+import types
+import weakref
 from typing import Any
 
 _CONTAINERS = (dict, list, set, bytearray, collections.deque)
@@ -49,6 +56,136 @@ def _is_plain(value: Any) -> bool:
     kind = type(value)
     plain = kind.__basicsize__ <= _PLAIN_BYTES and not kind.__itemsize__ and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
     return plain and isinstance(getattr(value, "__dict__", None), dict)
+
+
+Path = tuple[tuple[str, Any], ...]  # ("name", n), then ("key", k), ("place", i), ("attribute", a)
+INSIDE = 10_000  # objects looked at; what lies beyond is made anew
+
+
+def inside(values: dict[str, Any]) -> dict[Path, Any]:
+    """The objects that the named ones lead to and that can be brought back in place, each under the first path to it.
+
+    What only a `state_dict` leads to is that object's own affair.
+    """
+    found: dict[Path, Any] = {}
+    tops = {name: value for name, value in values.items() if not has_state_dict(value)}
+    queue: collections.deque[tuple[Path, Any]] = collections.deque(((("name", name),), value) for name, value in tops.items())
+    seen: set[int] = set()
+    while queue and len(seen) < INSIDE:
+        path, value = queue.popleft()
+        if id(value) in seen or (never_changes(value) and not isinstance(value, tuple)):
+            continue
+        seen.add(id(value))
+        if in_place(value):
+            found[path] = value
+        if not has_state_dict(value):
+            queue.extend(((*path, step), part) for step, part in _parts(value))
+    return found
+
+
+def _parts(value: Any) -> list[tuple[tuple[str, Any], Any]]:
+    found: list[tuple[tuple[str, Any], Any]] = []
+    if isinstance(value, dict):
+        found += [(("key", key), part) for key, part in value.items() if isinstance(key, (str, int, bytes, tuple))]
+    elif isinstance(value, (list, tuple, collections.deque)):
+        found += [(("place", place), part) for place, part in enumerate(value)]
+    if isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, type):
+        found += [(("attribute", name), part) for name, part in vars(value).items()]
+    return found
+
+
+def at(values: dict[str, Any], path: Path) -> Any:
+    """What stands at a path; None if it leads nowhere."""
+    found: Any = values
+    try:
+        for kind, step in path:
+            found = vars(found)[step] if kind == "attribute" else found[step]
+    except (LookupError, TypeError):
+        return None
+    return found
+
+
+def held(found: dict[Path, Any]) -> dict[Path, Any]:
+    """The same to be compared with later, without keeping large objects alive: functions that give the objects."""
+    kept: dict[Path, Any] = {}
+    for path, value in found.items():
+        try:
+            kept[path] = weakref.ref(value)
+        except TypeError:  # lists and dicts have no weak references
+            kept[path] = lambda value=value: value
+    return kept
+
+
+def unchanged(before: dict[Path, Any], values: dict[str, Any]) -> list[tuple[Path, Any]]:
+    """Those inner objects that are still the ones which `held` found at their path."""
+    return [(path, value) for path, value in inside(values).items() if path in before and before[path]() is value]
+
+
+def bring_back(values: dict[str, Any], saved: dict[str, Any], same: list[tuple[Path, Any]]) -> list[str]:
+    """Bring the named objects back: `saved` are their saved forms, `same` what `unchanged` gave. Gives the names with which it failed."""
+    plain = {name: value for name, value in values.items() if value is not None and not has_state_dict(value)}
+    twins = {id(saved[name]): (saved[name], value) for name, value in plain.items() if saved[name] is not None}
+    for path, copy in same:
+        twin = at(values, path)
+        if id(copy) not in twins and _fits(twin, copy):
+            twins[id(copy)] = copy, twin
+    _relink([saved[name] for name in plain], twins)
+    failed = [name for name, value in values.items() if value is not None and not put_back(value, saved[name])]
+    tops = {id(form) for form in saved.values()}
+    named = {id(value) for value in values.values()}
+    for copy, twin in twins.values():
+        if id(copy) not in tops and id(twin) not in named and not failed:
+            put_back(twin, saved_form(copy))
+    return failed
+
+
+def _fits(value: Any, saved: Any) -> bool:
+    """Whether `put_back` would succeed."""
+    if type(value) is not type(saved) or not in_place(value):
+        return False
+    if is_array(value):
+        return bool(value.dtype == saved.dtype and value.shape == saved.shape and value.flags.writeable)
+    return not isinstance(value, collections.deque) or value.maxlen == saved.maxlen
+
+
+def _relink(roots: list[Any], twins: dict[int, tuple[Any, Any]]) -> None:
+    """Let everything that the saved copies lead to hold the objects that are there in place of their copies."""
+    seen: set[int] = set()
+    queue = list(roots)
+
+    def swap(part: Any) -> Any:
+        if id(part) in twins:
+            queue.append(part)
+            return twins[id(part)][1]
+        if isinstance(part, tuple) and id(part) not in seen:
+            swapped = [swap(each) for each in part]
+            if any(new is not old for new, old in zip(swapped, part, strict=True)):
+                return type(part)(*swapped) if hasattr(part, "_fields") else tuple(swapped)
+        queue.append(part)
+        return part
+
+    while queue:
+        value = queue.pop()
+        if id(value) in seen or isinstance(value, type) or (never_changes(value) and not isinstance(value, tuple)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            for key, part in list(value.items()):
+                if (new := swap(part)) is not part:
+                    value[key] = new
+        elif isinstance(value, (list, collections.deque)):
+            for place, part in enumerate(list(value)):
+                value[place] = swap(part)
+        elif isinstance(value, set):
+            parts = [swap(part) for part in value]
+            value.clear()
+            value.update(parts)
+        elif isinstance(value, types.FunctionType):
+            for cell in value.__closure__ or ():
+                with contextlib.suppress(ValueError):  # an empty one
+                    cell.cell_contents = swap(cell.cell_contents)
+        if isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (types.ModuleType, types.FunctionType)):
+            vars(value).update({name: swap(part) for name, part in vars(value).items()})
 
 
 def saved_form(value: Any) -> Any:
