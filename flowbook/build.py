@@ -312,7 +312,7 @@ def code_of_file(program: Program, store: Store) -> Code:
         raise DefinitionError(
             Finding(f"flow {program.name}", f"{path.name} does not import it by name", f"Write `from … import {program.name}` in it.")
         )
-    modules = package.program_modules(path, store)
+    modules = package.program_modules(path, store, ("metaflow",) if _resolves_metaflow() else ())
     labels = {filename: Path(filename).name for filename in {node.function.__code__.co_filename for node in program.graph.nodes}}
     sources = {name: {"label": label, "source": "".join(linecache.getlines(name))} for name, label in labels.items()}
     sources[file] = {"label": path.name, "source": source}

@@ -41,12 +41,12 @@ SKIPPED = frozenset(["__pycache__", "node_modules", "site-packages", "dist-packa
 # ---- of a flow's file ------------------------------------------------------------------------------------------------
 
 
-def program_modules(path: str | os.PathLike[str], store: Store) -> dict[str, Any]:
+def program_modules(path: str | os.PathLike[str], store: Store, without: Iterable[str] = ()) -> dict[str, Any]:
     """What the file of a flow imports, and what that imports in turn, as entries of Spec.modules; written to the store.
 
     Imports are found in the text, inside functions too. Siblings of the file come first, then packages above it (a file inside
     ``mypkg/flows/`` that says ``from ..lib import x`` or ``from mypkg.lib import x``), then this process's path. The file itself is not
-    among them, unless it stands in such a package. Raises DefinitionError for a file that cannot be read.
+    among them, unless it stands in such a package; nor are the roots in `without`. Raises DefinitionError for a file that cannot be read.
     """
     file = Path(path).absolute()
     source = _content(file)
@@ -54,7 +54,7 @@ def program_modules(path: str | os.PathLike[str], store: Store) -> dict[str, Any
     roots = imported_roots(source)
     if package and _imports_relatively(source):
         roots.add(package.partition(".")[0])
-    return local_modules(roots, store, places=tuple(dict.fromkeys((file.parent, top))), data=True)
+    return local_modules(roots, store, dict.fromkeys(without), places=tuple(dict.fromkeys((file.parent, top))), data=True)
 
 
 def package_above(path: str | os.PathLike[str]) -> tuple[Path, str]:

@@ -318,6 +318,22 @@ def test_a_file_that_imports_flowbook_alone_is_run_as_before(tmp_path: Path) -> 
     assert client.Run("SmallFlow/1", store=FilesStore(tmp_path / "store" / "default")).successful
 
 
+def test_a_metaflow_beside_the_file_or_on_the_path_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (tmp_path, tmp_path / "elsewhere"):
+        (place / "metaflow").mkdir(parents=True)
+        (place / "metaflow" / "__init__.py").write_text("raise RuntimeError('the real one')\n")
+    monkeypatch.setattr(both, "ROOT", f"{tmp_path / 'elsewhere'}{os.pathsep}{both.ROOT}")
+    body = "from metaflow import current; self.path = current.pathspec; self.flow_class = __import__('metaflow').FlowSpec.__module__"
+
+    done = run(tmp_path, HEAD.format(more="", body=body))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = client.Run("SmallFlow/1", store=FilesStore(tmp_path / "store" / "default")).data
+    assert (made.path, made.flow_class) == ("SmallFlow/1/start/0", "flowbook.spec.flowspec")
+    spec = json.loads((tmp_path / "store" / "default" / "flows" / "SmallFlow" / "1" / "run.json").read_text())
+    assert "metaflow" not in spec.get("modules", {}) and "metaflow" not in spec.get("imports", [])
+
+
 @pytest.mark.parametrize(
     ("words", "branch"), [(["--branch", "b"], "test.b"), (["--production"], "prod"), (["--production", "--branch=b"], "prod.b")]
 )
