@@ -434,6 +434,15 @@ def test_without_a_failure_such_a_loop_simply_runs(tmp_path: Path) -> None:
         ("numbers = (n for n in range(9))\nfor n in range(3):\n    next(numbers)\n    save_checkpoint()", "`numbers` cannot be pickled"),
         ("for n in range(3):\n    self.lock = threading.Lock()\n    save_checkpoint()", "`self.lock` cannot be pickled"),
         (
+            "def draw():\n    return next(numbers)\nnumbers = (n for n in range(9))\nfor n in range(3):\n    draw()\n    save_checkpoint()",
+            "`numbers` cannot be pickled",
+        ),
+        (
+            "self.numbers = (n for n in range(9))\nfor n in range(3):\n    next(self.numbers)\n    save_checkpoint()",
+            "`self.numbers` cannot",
+        ),
+        ("for n in range(3):\n    draw_global()\n    save_checkpoint()", "`NUMBERS` cannot be pickled"),
+        (
             "class Holder:\n    pass\nmodel = [1]\nholder = Holder()\nholder.lock, holder.model = threading.Lock(), model\n"
             "for n in range(3):\n    model.append(n)\n    save_checkpoint()",
             "shares an object with `model`",
@@ -441,7 +450,8 @@ def test_without_a_failure_such_a_loop_simply_runs(tmp_path: Path) -> None:
     ],
 )
 def test_a_save_that_would_lose_something_is_refused_by_name(tmp_path: Path, body: str, names: str) -> None:
-    ran = Flow(tmp_path / "flow", body).attempt()
+    before = "NUMBERS = (n for n in range(9))\ndef draw_global():\n    return next(NUMBERS)"
+    ran = Flow(tmp_path / "flow", body, before).attempt()
 
     assert ran.code == 1 and ran.error is not None and ran.error["type"] == "CheckpointError"
     assert names in ran.error["message"] and "checkpoint.loop(" in ran.error["message"]

@@ -282,15 +282,16 @@ class Live:
         if found is None or found.manifest is None:
             return
         if "state" in found.data:
-            payload = self.decode(found.data["state"])
+            payload = self.decode(found.data.pop("state"))
             self._loaded["state"] = payload["state"]
         elif found.manifest["loops"]:
-            payload = self.decode(found.data[f"loop {found.manifest['loops'][-1]['loop']}"])
+            payload = self.decode(found.data.pop(f"loop {found.manifest['loops'][-1]['loop']}"))
             if payload.get("values") is None:
                 return
             self._loaded["state"] = dict(payload["values"])
         else:
             return
+        found.data.clear()
         if found.manifest["kind"] == "state":
             restore.set_random_state(payload["rng"])
         self._say_found(found, "its state is loaded")
@@ -484,7 +485,11 @@ class Live:
     @property
     def is_loaded(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return any(self.find(kinds) is not None for kinds in (("files",), ("loop",), ("state",)))
+        return any(
+            manifest["kind"] != "none" and manifest.get("latest", True) and self._fits(shelf, manifest)
+            for shelf in self._shelves()
+            for manifest in shelf.manifests()[0]
+        )
 
     @property
     def info(self) -> dict[str, Json] | None:

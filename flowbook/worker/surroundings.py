@@ -46,6 +46,7 @@ class Surroundings:
         self.in_cell = frame.f_locals is frame.f_globals or frame.f_code.co_name == "<module>"
         self.flow = self._flow(frame)
         self._inner = {code for code in _codes(frame.f_code) if code.co_freevars and (code.co_name == "<lambda>" or code.co_name[0] != "<")}
+        self._elsewhere = set(frame.f_code.co_cellvars)  # names that other functions than the loop's may use
         self._globals = set(self._walk(frame.f_code, frame.f_globals))
         self._spaces = {_module(space): space for space in self._used}
         self.kept: Values = {}  # what is made again and not saved
@@ -95,6 +96,8 @@ class Surroundings:
             for name in code.co_names:
                 if name in space and not name.startswith("__"):
                     yield _module(space), name
+                    if len(seen) > 1:
+                        self._elsewhere.add(name)
                     queue += _code_of(space[name])
                 elif self.flow is not None:
                     queue += _code_of(getattr(type(self.flow), name, None))
@@ -195,7 +198,7 @@ class Surroundings:
         for key, value in self.kept.items():
             if self._shares(value):
                 continue
-            if hasattr(type(value), "__next__") and key[2] in self.site.mentioned:
+            if hasattr(type(value), "__next__") and (key[0] == "self" or key[2] in self.site.mentioned | self._elsewhere):
                 raise self._refusal(key, value)
             inside = compare.reach(value, REACH) - loggers
             if self.flow is None or id(self.flow) not in inside:
