@@ -297,6 +297,13 @@ def test_a_class_of_a_body_is_found_by_its_name() -> None:
     assert method(text, "a").startswith("global Model\n") and "self.Model = Model" in text
 
 
+def test_the_scratch_folder_is_that_of_the_task() -> None:
+    text = export(notebook("%%flowstep a\nsize = len(list(scratch.iterdir()))"))
+
+    assert method(text, "a").startswith("scratch = pathlib.Path(current.tempdir)\n")
+    assert "import pathlib\n\nfrom flowbook import FlowSpec, current, step" in text
+
+
 def test_a_cell_of_comments_is_a_method() -> None:
     text = export(notebook("%%flowstep a\nx = 1", "%%flowstep b --after a\n# later"))
 

@@ -179,6 +179,7 @@ class _Writer:
         self.parameters = frozenset(parameter.name for parameter in notebook.parameters)
         self.shared = notebook.shared | _read_by_definitions(notebook.cells)
         self.used: set[str] = {"FlowSpec", "step"}
+        self.imports = set(notebook.imports)
         self.futures = set(notebook.futures)
         assigned = {name for cell in notebook.cells for name in (*cell.body.makes, *cell.body.others)}
         self.clashing = notebook.bound | assigned | self.parameters | {method.name for method in methods}
@@ -203,7 +204,7 @@ class _Writer:
         line = f"from flowbook import {', '.join(ours)}"
         if len(line) > texts.WIDTH:
             line = "from flowbook import (\n" + "".join(f"    {name},\n" for name in ours) + ")"
-        imports = sorted(set(self.notebook.imports), key=lambda each: (each.startswith("from "), each))
+        imports = sorted(self.imports, key=lambda each: (each.startswith("from "), each))
         return doc + "\n" + "".join(future) + "".join(f"{each}\n" for each in imports) + ("\n" if imports else "") + line
 
     def word(self, name: str) -> str:
@@ -313,7 +314,13 @@ class _Lines:
         body, foreach = cell.body, cell.step.options.foreach
         at_top = {*(foreach.names if foreach else ()), *cell.step.options.join}
         bound = {*body.makes, *body.others, *body.deletes, *body.changes}
-        names = bound | loads | at_top | {given.name for given in cell.step.inputs if self._is_import(given)}
+        names = (
+            bound
+            | loads
+            | at_top
+            | ({"scratch"} if self._uses_scratch() else set())
+            | {given.name for given in cell.step.inputs if self._is_import(given)}
+        )
         if body.builtin_reads & {"globals", "eval", "exec"}:
             return names
         there = at_top | {name for name, guarded in self._loads() if not guarded}
@@ -325,6 +332,11 @@ class _Lines:
         found |= names & {name for line in self.writer.notebook.seeds for name in read_body(line).reads}
         return found | (names & self.writer.shared)
 
+    def _uses_scratch(self) -> bool:
+        """Whether the body, or a function of the file, uses the folder that every step cell is given by that name."""
+        cell = self.method.cell
+        return cell is not None and "scratch" in {*cell.body.builtin_reads, *self.writer.notebook.shared} - self.writer.notebook.bound
+
     def _is_import(self, given: Input) -> bool:
         return bool(given.makers) and self.writer.cells[given.makers[0]].kind(given.name) == "import"
 
@@ -335,6 +347,10 @@ class _Lines:
         if self.globals:
             lines.append(f"global {', '.join(sorted(self.globals))}")
         lines += self.writer.notebook.seeds if method.cell is not None else ()
+        if self._uses_scratch():
+            self.writer.used.add("current")
+            self.writer.imports.add("import pathlib")
+            lines.append("scratch = pathlib.Path(current.tempdir)")
         lines += self._carried()
         lines += [f"self.{name} = {self._through(tasks, kept=True)}" for name, tasks in sorted(method.kept.items())]
         if method.cell is not None:
