@@ -277,6 +277,15 @@ def test_without_a_task_everything_is_inert(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_step_with_checkpoints_starts_without_anything_heavy(project: Project) -> None:
+    source = "\nimport sys\nfor i in checkpoint.loop(range(0)):\n    pass\nloaded = sorted(sys.modules)\n"
+    define(project, source, saves=("loaded",))
+    loaded = set(value(project, project.run("only"), "loaded"))
+
+    heavy = {"numpy", "pandas", "asyncio", "IPython", "argparse", "symtable", "flowbook.spec.options"}
+    assert loaded & heavy == set()
+
+
 def test_in_a_step_without_the_option_a_bare_save_is_said_to_do_nothing(project: Project) -> None:
     project.define(cell("only", "for i in range(3):\n    save_checkpoint()"))
     ran = project.run("only")

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from flowbook.errors import DefinitionError, NotPicklable
 from flowbook.spec.flow import Checkpoint, is_token
-from flowbook.spec.options import parse_duration
 from flowbook.store import canon, chunks, codec
 from flowbook.store.chunks import Found, Manifest, Shelf
 from flowbook.worker import files, loops, output, restore
@@ -819,6 +818,8 @@ def _every(every: str | float | None) -> tuple[int | None, float | None]:
     if every is None:
         return None, None
     if isinstance(every, str):
+        from flowbook.spec.options import parse_duration  # slow to import
+
         try:
             return None, parse_duration(every)
         except DefinitionError as error:

@@ -7,8 +7,6 @@ can be executed. What is written back never leaves the folder that was asked for
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -37,6 +35,8 @@ class Files:
     def directory(self) -> str:
         """See Live.directory."""
         if self._folder is None:
+            import tempfile  # only for those who use it: a step with checkpoints starts fast
+
             self._folder = Path(tempfile.mkdtemp(prefix="flowbook-checkpoint-"))
             found = self._live.find(("files",))
             if found is not None and found.manifest is not None and found.shelf is not None:
@@ -46,6 +46,8 @@ class Files:
 
     def cleanup(self) -> None:
         if self._folder is not None:
+            import shutil
+
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 

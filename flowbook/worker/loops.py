@@ -21,7 +21,6 @@ import builtins
 import inspect
 import itertools
 import linecache
-import symtable
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -164,6 +163,8 @@ def _is_explicit(node: ast.AST) -> bool:
 
 def _locals_of(node: ast.FunctionDef, owner: ast.ClassDef | None) -> tuple[str, ...]:
     """The local names of a function, as its code has them."""
+    import symtable  # only for the seed's block
+
     alone = ast.FunctionDef(name="f", args=node.args, body=node.body, decorator_list=[], returns=None, lineno=1, col_offset=0)
     vars(alone).setdefault("type_params", [])
     text = "\n".join(f"  {line}" for line in ast.unparse(alone).split("\n"))

@@ -11,10 +11,10 @@ What cannot be pickled, and functions that share variables with the loop's funct
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -31,7 +31,6 @@ REACH = 10_000  # objects looked at in search of what two values share
 _OWN_ATTRIBUTES = ("_task", "name")
 _DEFINITIONS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 _OURS = ("flowbook", "builtins")
-_ROOTS = tuple({sys.prefix, sys.base_prefix, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))})
 
 
 class CheckpointError(ArtifactError):
@@ -274,7 +273,15 @@ def _is_users(space: Mapping[str, Any]) -> bool:
     name, file = _module(space), space.get("__file__")
     if name == "__main__":
         return True
-    return isinstance(file, str) and not name.startswith(_OURS) and not file.startswith(_ROOTS)
+    return isinstance(file, str) and not name.startswith(_OURS) and not file.startswith(_roots())
+
+
+@functools.cache
+def _roots() -> tuple[str, ...]:
+    """Where Python and what is installed stand."""
+    import sysconfig
+
+    return tuple({sys.prefix, sys.base_prefix, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))})
 
 
 def _loggers() -> set[int]:

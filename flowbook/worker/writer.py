@@ -31,7 +31,6 @@ from flowbook.errors import ArtifactError, FlowbookError, NotPicklable
 from flowbook.store.base import Buffer, Store
 from flowbook.store.chunks import Manifest, Shelf
 from flowbook.store.codec import Encoded
-from flowbook.worker import forkserver
 
 Json = Any
 REWRITTEN = 0.2  # from this share of the state on, pages that are copied one by one count
@@ -232,6 +231,8 @@ class _Child:
 
     @classmethod
     def start(cls, work: Callable[[], dict[str, Json]]) -> _Child:
+        from flowbook.worker import forkserver  # before the fork: the child imports nothing
+
         read, write = os.pipe()
         parent = os.getpid()
         # Signals go to the whole group of the attempt: the child must not be ended by what the parent waits for it about.
@@ -241,7 +242,7 @@ class _Child:
             pid = os.fork()
             if pid == 0:
                 os.close(read)
-                _work_and_leave(work, write, parent, ignored)
+                _work_and_leave(work, write, parent, ignored, forkserver.die_with_parent)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(write)
@@ -278,14 +279,16 @@ class _Child:
             return None
 
 
-def _work_and_leave(work: Callable[[], dict[str, Json]], pipe: int, parent: int, ignored: tuple[signal.Signals, ...]) -> NoReturn:
+def _work_and_leave(
+    work: Callable[[], dict[str, Json]], pipe: int, parent: int, ignored: tuple[signal.Signals, ...], die_with_parent: Callable[[], None]
+) -> NoReturn:
     """The whole life of the child. It runs no exit functions and flushes no streams: those are the parent's."""
     code = 1
     try:
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
-        forkserver.die_with_parent()
+        die_with_parent()
         if os.getppid() != parent:
             os._exit(1)
         gc.disable()  # a collection would touch, and so copy, all that is shared
