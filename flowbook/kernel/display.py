@@ -534,7 +534,7 @@ class Painter:
                 self._send(self._outputs_id, below, below_text)
 
     def _send(self, display_id: str, page: str, text: str, update: bool = True) -> None:
-        if self._panel is not None and display_id == self._status_id:
+        if self._panel is not None and page:
             page = f'{HIDING}<div data-flowbook-run="{html.escape(self._panel.token, quote=True)}">{page}</div>'
         self._publish(display_id, {"text/html": page, "text/plain": text}, update)
 

@@ -37,10 +37,11 @@ ROWS = 200  # of one table
 ALL_ROWS = 1_000  # of all tables together
 COLUMNS = 24  # of one table
 DETAILS = 24  # tasks with details
-DETAIL_BYTES = 400_000  # of all details together, roughly
+DETAIL_BYTES = 1_000_000  # of all details together, roughly
 CARD_BYTES = 2_000_000  # of all cards together, roughly
 CARDS_KEPT, CARDS_KEPT_BYTES = 64, 64_000_000  # tasks whose live cards are kept
 OUTPUT, OUTPUT_LOOKED_AT = 4_000, 20_000  # characters of a task's output: unasked, and of one that somebody looks at
+IMAGE_CHARS = 400_000  # of what one task displayed
 ARTIFACTS = 60  # of one task
 REPR, TEXT, SHORT = 300, 2_000, 120  # characters
 COMMITS_AT_ONCE = 40  # read for one sending
@@ -153,8 +154,13 @@ class Artifact(TypedDict):
     repr: str
 
 
+class Piece(TypedDict):
+    mime: str
+    data: str
+
+
 class Detail(TypedDict):
-    output: str
+    output: list[Piece]
     size: int
     error: Failure | None
     artifacts: list[Artifact]
@@ -324,7 +330,7 @@ class PanelData:
             if budget > 0:
                 details[name_of(task)] = found = self._detail(task)
                 trace = len(found["error"]["traceback"]) if found["error"] else 0
-                budget -= len(found["output"]) + 100 * len(found["artifacts"]) + trace + 200
+                budget -= sum(len(piece["data"]) for piece in found["output"]) + 100 * len(found["artifacts"]) + trace + 200
         cards = dict(self._shown_cards(task for task in chosen if name_of(task) in details))
         for task in chosen:
             if name_of(task) in details:
@@ -534,11 +540,12 @@ class PanelData:
 
     def _detail(self, task: Task) -> Detail:
         state = self._view.state.tasks[task]
-        text, size = self._view.output.get((task.step, task.index, task.part), ("", 0))
+        key = (task.step, task.index, task.part)
+        text, size = self._view.output.get(key, ("", 0))
         made = self.commits.get(task)
         limit = OUTPUT_LOOKED_AT if task in self._looked_at else OUTPUT
         return {
-            "output": _safe(text[-limit:]),
+            "output": list(_pieces(text, size, self._view.displays.get(key, ()), limit)),
             "size": size,
             "error": _failure(state.error) if state.error else None,
             "artifacts": list(made.artifacts) if made else [],
@@ -732,6 +739,40 @@ def _metrics(card: Mapping[str, Json]) -> Iterator[tuple[str, float]]:
             ys = line.get("y") if isinstance(line, dict) else None
             if isinstance(ys, list) and ys and _number(ys[-1]) is not None:
                 yield _text(line.get("name") or "value", SHORT), ys[-1]
+
+
+def _pieces(text: str, size: int, frames: Sequence[Mapping[str, Json]], limit: int) -> Iterator[Piece]:
+    """What a task printed and showed, in its order: text as it was printed, and of each display what a browser shows best."""
+    raw = text.encode("utf-8", "replace")
+    begin = max(len(raw) - limit, 0)
+    offset, at = size - len(raw), begin
+    room = IMAGE_CHARS
+    for frame in frames:
+        cut = min(max(int(_number(frame.get("at")) or 0) - offset, at), len(raw))
+        if cut > at:
+            yield {"mime": "stream", "data": raw[at:cut].decode("utf-8", "replace")}
+        at = cut
+        shown = _display(frame.get("data"), room)
+        room -= len(shown["data"])
+        yield shown
+    if at < len(raw):
+        yield {"mime": "stream", "data": raw[at:].decode("utf-8", "replace")}
+
+
+def _display(bundle: Json, room: int) -> Piece:
+    bundle = bundle if isinstance(bundle, dict) else {}
+    for mime in ("image/png", "image/jpeg", "image/svg+xml", "text/html", "text/plain"):
+        data = bundle.get(mime)
+        if isinstance(data, list):
+            data = "".join(map(str, data))
+        if not isinstance(data, str):
+            continue
+        if mime == "text/plain":
+            data = _text(data, TEXT)
+        elif len(data) > room:
+            return {"mime": "text/plain", "data": "(too large to be shown here)"}
+        return {"mime": mime, "data": _safe(display.sanitised(data) if mime == "text/html" else data)}
+    return {"mime": "text/plain", "data": ""}
 
 
 def _failure(error: Mapping[str, Json]) -> Failure:

@@ -132,12 +132,18 @@ export interface Table {
 
 /** What one task left, or leaves just now; under the key `detail ID` of the model. */
 export interface Detail {
-    output: string;
-    size: number; // of the whole output, bytes; `output` is its end
+    output: Piece[];
+    size: number; // of all that was printed, bytes; `output` is its end
     error: Failure | null;
     artifacts: Artifact[];
     left_out: number; // artifacts
     cards: string[]; // keys of the model
+}
+
+/** Something printed (mime "stream") or displayed; HTML was sanitised by the kernel, and is once more here. */
+export interface Piece {
+    mime: string;
+    data: string;
 }
 
 export interface Failure {

@@ -71,7 +71,7 @@ function tabsOf(state: State, task: Task, detail: Detail, dark: boolean): Tab[] 
         tabs.push({ id: "card", label: cards.length > 1 ? `Cards ${cards.length}` : "Card", content });
     }
     if (detail.error) tabs.push({ id: "error", label: "Error", content: () => <Error error={detail.error!} /> });
-    tabs.push({ id: "output", label: "Output", content: () => <Output text={detail.output} size={detail.size} task={task.id} /> });
+    tabs.push({ id: "output", label: "Output", content: () => <Output output={detail.output} size={detail.size} task={task.id} /> });
     if (detail.artifacts.length) {
         tabs.push({ id: "artifacts", label: `Artifacts ${detail.artifacts.length + detail.left_out}`, content: () => <Artifacts artifacts={detail.artifacts} left={detail.left_out} /> });
     }

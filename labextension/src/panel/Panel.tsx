@@ -108,11 +108,16 @@ function Notes({ head }: { head: Head }) {
     if (head.params.length) {
         lines.push(<dl class="fbp-params" aria-label="parameters">{head.params.map((param) => <div><dt>{param.name}</dt><dd>{param.value}</dd></div>)}</dl>);
     }
-    if (head.trouble) lines.push(<p class="fbp-trouble">{head.trouble}</p>);
-    if (head.error) lines.push(<p class="fbp-first"><b>{head.error}</b>{head.advice && <span>{head.advice}</span>}</p>);
-    for (const note of head.notes) lines.push(<p class="fbp-note">{note}</p>);
-    if (head.said) lines.push(<p class="fbp-dim" aria-hidden="true">{head.said.text}</p>);
+    if (head.trouble) lines.push(<p class="fbp-trouble">{coded(head.trouble)}</p>);
+    if (head.error) lines.push(<p class="fbp-first"><b>{head.error}</b>{head.advice && <span>{coded(head.advice)}</span>}</p>);
+    for (const note of head.notes) lines.push(<p class="fbp-note">{coded(note)}</p>);
+    if (head.said) lines.push(<p class="fbp-dim" aria-hidden="true">{coded(head.said.text)}</p>);
     return lines.length ? <div class="fbp-notes">{lines}</div> : null;
+}
+
+/** What stands between backticks, as code. */
+function coded(text: string): ComponentChildren[] {
+    return text.split("`").map((part, i, parts) => (i % 2 && i < parts.length - 1 ? <code>{part}</code> : part));
 }
 
 function merged(steps: Step[]): Pick<Step, "counts" | "total"> {

@@ -54,11 +54,13 @@ export function scale(values: readonly number[]): Scale {
         const a = Math.log10(low), b = Math.log10(high);
         const ticks: number[] = [];
         const stride = Math.max(1, Math.ceil((b - a) / 5));
-        for (let power = Math.ceil(a - 1e-9); power <= b + 1e-9; power += stride) ticks.push(10 ** power);
-        return { place: (value) => (Math.log10(value) - a) / (b - a), ticks, log: true };
+        for (let power = Math.ceil(a - 1e-9); power <= b + 1e-9; power += stride) ticks.push(Number(`1e${power}`));
+        const margin = (b - a) * 0.04;
+        return { place: (value) => (Math.log10(value) - a + margin) / (b - a + 2 * margin), ticks, log: true };
     }
     if (!values.length || low === high) return { place: () => 0.5, ticks: values.length ? [low] : [], log: false };
-    return { place: (value) => (value - low) / (high - low), ticks: ticks(low, high, 4), log: false };
+    const margin = (high - low) * 0.06; // no point stands on the frame
+    return { place: (value) => (value - low + margin) / (high - low + 2 * margin), ticks: ticks(low, high, 4), log: false };
 }
 
 /** Round numbers between two, about so many. */
