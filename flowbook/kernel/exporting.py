@@ -357,9 +357,7 @@ def _callee(node: ast.expr) -> str:
 
 
 def _block(text: str, place: tuple[int, int], binds: Iterable[str], uses: Iterable[str]) -> Block:
-    body = read_body(text)
-    needs = body.immediate | {name for name, required in body.reads.items() if required and name not in body.deferred}
-    return Block(text, place, frozenset(binds), frozenset(needs), frozenset(uses))
+    return Block(text, place, frozenset(binds), read_body(text).immediate, frozenset(uses))
 
 
 def _blocks(captured: Captured) -> tuple[str, ...]:
