@@ -313,7 +313,10 @@ def code_of_file(program: Program, store: Store) -> Code:
             Finding(f"flow {program.name}", f"{path.name} does not import it by name", f"Write `from … import {program.name}` in it.")
         )
     modules = package.program_modules(path, store, ("metaflow",) if _resolves_metaflow() else ())
-    labels = {filename: Path(filename).name for filename in {node.function.__code__.co_filename for node in program.graph.nodes}}
+    labels = {
+        filename: Path(filename).name
+        for filename in {f.__code__.co_filename for node in program.graph.nodes for f in classgraph.wrapped(node.function)}
+    }
     sources = {name: {"label": label, "source": "".join(linecache.getlines(name))} for name, label in labels.items()}
     sources[file] = {"label": path.name, "source": source}
     return Code(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from flowbook import FlowSpec, step
@@ -501,3 +503,62 @@ class Async(FlowSpec):
 )
 def test_what_is_wrong_is_said(cls: type, expected: str) -> None:
     assert expected in said(cls)
+
+
+# ---- methods that other decorators wrap -------------------------------------------------------------------------------------
+
+
+def counted(function):
+    @functools.wraps(function)
+    def wrapper(self, *arguments):
+        self.calls = 1
+        return function(self, *arguments)
+
+    return wrapper
+
+
+def opaque(function):
+    @functools.wraps(function)
+    def wrapper(*arguments):
+        return function(*arguments)
+
+    return wrapper
+
+
+class Wrapped(FlowSpec):
+    @counted
+    @step
+    def start(self):
+        self.x = 1
+        self.next(self.each, foreach="xs")
+
+    @step
+    @counted
+    def each(self):
+        self.next(self.end)
+
+    @opaque
+    @counted
+    @step
+    def end(self, inputs):
+        self.y = self.z
+
+
+def test_a_wrapped_method_is_read_through_its_wrappers() -> None:
+    found = graph(Wrapped)
+
+    assert [node.name for node in found.nodes] == ["start", "each", "end"]
+    assert found.node("start").next.kind == "foreach" and found.node("end").joins
+    assert "calls" in found.node("start").use.sets and "y" in found.node("end").use.sets
+    assert found.node("start").line == classgraph.definition(classgraph.wrapped(vars(Wrapped)["start"])[-1]).lineno
+
+
+def test_the_text_of_a_wrapper_counts_as_the_steps_code() -> None:
+    functions = graph(Wrapped).node("end").use.functions
+
+    assert [function.__code__.co_name for function in functions][:3] == ["end", "wrapper", "wrapper"]
+    assert classgraph.code_of(functions).count("FunctionDef") == 3
+
+
+def test_what_a_wrapper_does_with_self_that_cannot_be_seen_may_be_everything() -> None:
+    assert graph(Wrapped).node("end").use.leaves

@@ -125,9 +125,10 @@ def steps_of(cls: type) -> list[Function]:
 
 
 def _node(cls: type, function: Function, label: Callable[[str], str], found: list[Finding]) -> Node:
-    filename, line = function.__code__.co_filename, function.__code__.co_firstlineno
+    inner = wrapped(function)[-1]
+    filename, line = inner.__code__.co_filename, inner.__code__.co_firstlineno
     node = Node(function.__name__, function, label(filename), line, False, Use(functions=(function,)))
-    tree = definition(function)
+    tree = definition(inner)
     if tree is None:
         found.append(Finding(node.where, "its source cannot be read", "Define the class in a file or in a notebook cell."))
         return node
@@ -144,12 +145,20 @@ def _node(cls: type, function: Function, label: Callable[[str], str], found: lis
     return dataclasses.replace(node, joins=len(arguments) == 2, next=way, next_line=way_line, use=use_of(cls, function))
 
 
+def wrapped(function: Function) -> list[Function]:
+    """A function and those inside it, where decorators that know nothing of flows wrapped it with functools.wraps: the method last."""
+    found = [function]
+    while isinstance(inside := getattr(found[-1], "__wrapped__", None), Function) and inside not in found:
+        found.append(inside)
+    return found
+
+
 def definition(function: Function) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     """The syntax tree of a function, with the line numbers of its file; None if its text is not there."""
     filename, line = function.__code__.co_filename, function.__code__.co_firstlineno
     for node in _functions("".join(linecache.getlines(filename))):
         first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-        if node.name == function.__name__ and first == line:
+        if node.name == function.__code__.co_name and first == line:
             return node
     return None
 
@@ -305,8 +314,9 @@ def _target(node: ast.expr | None, self_name: str) -> str | None:
 
 def use_of(cls: type, function: Function) -> Use:
     """What a method reads and sets, through the methods and properties of the class it uses in turn."""
-    found = Use(functions=(function,))
-    queue, seen = [function], {function}
+    begin = wrapped(function)[::-1]
+    found = Use(functions=tuple(begin))
+    queue, seen = begin, {*begin}
     while queue:
         one = queue.pop(0)
         tree = definition(one)
@@ -334,7 +344,9 @@ def _helpers(cls: type, function: Function, name: str, by_super: bool) -> list[F
     """The functions behind an attribute: a method that is no step, or the getter of a property."""
     bases = list(cls.__mro__)
     if by_super:
-        home = next((i for i, base in enumerate(bases) if function in vars(base).values()), -1)
+        home = next(
+            (i for i, base in enumerate(bases) if any(function in wrapped(f) for f in vars(base).values() if isinstance(f, Function))), -1
+        )
         bases = bases[home + 1 :]
     value = next((vars(base)[name] for base in bases if base not in (FlowSpec, object) and name in vars(base)), None)
     if isinstance(value, staticmethod | classmethod):
@@ -651,7 +663,7 @@ def _step(
     return Step(
         name=node.name,
         source="",
-        filename=node.function.__code__.co_filename,
+        filename=wrapped(node.function)[-1].__code__.co_filename,
         label=node.label,
         options=options,
         scope=node.scope,

@@ -83,6 +83,10 @@ FEATURES: dict[str, str] = {  # flow file → what it uses
     "parameter_names": "defaults that are functions of the context, `current.parameter_names`",
     "projected_branch": "`--branch`",
     "task_exception": "`Task.exception` of a failed run",
+    "spellings": "aliases of metaflow, wrapped methods (`functools.wraps`), odd layouts, `del self.x`",
+    "own_cards": "components of one's own, cards by id, `Table.from_dataframe`",
+    "configured_class": "configs in decorators of the class and in parameters",
+    "processes": "processes, threads and subprocesses in steps",
     "tagged": "`--tag`, tags that a step changes",
     "client_reads": "`Flow`, `Run`, `Step`, `Task`, `DataArtifact`, `namespace` inside a step",
 }
