@@ -29,6 +29,7 @@ from flowbook.engine.launch.fork import Begun
 from flowbook.engine.launch.local import Attempt, environment
 from flowbook.engine.scheduler import Machine, Run
 from flowbook.engine.scheduler import Place as Surroundings
+from flowbook.engine.server import Server
 from flowbook.errors import DefinitionError, Finding
 from flowbook.spec.decorators import notes_of
 from flowbook.spec.flow import Spec
@@ -229,13 +230,25 @@ class Driver:
         assert machine.local is not None and machine.local.forks is not None
         for begun, env in self.servers:
             machine.local.forks.take(begun, env, self.surroundings.cwd, self.surroundings.sys_path)
-        self.run = Run(self.store, self.spec.flow, self.spec.run, machine, self.surroundings, say=self._hear, changed=self._show_events)
+        key = (self.spec.flow, self.spec.run)
+        server = Server(self.store, machine)
+
+        def say(hint: dict[str, object]) -> None:
+            self._hear(hint)
+            server.tell(key, hint)
+
+        def changed() -> None:
+            self._show_events()
+            server.wake(key)
+
+        self.run = Run(self.store, *key, machine, self.surroundings, say=say, changed=changed)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal, number)
         ticking = asyncio.create_task(self._tick())
         try:
-            return await self.run.drive()
+            async with server.hosting(folder / "engine.sock", key, self.run):
+                return await self.run.drive()
         finally:
             ticking.cancel()
             self._show_events()

@@ -8,19 +8,21 @@ state is kept. Junk is ignored. A lost client never ends a run; the process ends
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flowbook._version import __version__
-from flowbook.engine import events
+from flowbook.engine import events, registry
 from flowbook.engine.scheduler import Machine, Place, Run
 from flowbook.errors import StoreError
 from flowbook.store import layout
@@ -158,6 +160,38 @@ class Server:
             server.close()
             path.unlink(missing_ok=True)
             self.machine.close()
+
+    @contextlib.asynccontextmanager
+    async def hosting(self, path: Path, key: Key, run: Run) -> AsyncIterator[None]:
+        """While this process itself drives `run`, whose hints and changes go to `tell` and `wake`: listen at `path`, and be found.
+
+        So a notebook can follow and stop a run of the command line, and does not take it for one whose engine is gone.
+        """
+        self.runs[key] = run
+        server = await self._listen(path)
+        own = registry.Entry(os.getpid(), str(path), str(path.parent), __version__, sys.executable, started_at=time.time())
+        entered = None
+        with contextlib.suppress(OSError, StoreError):  # a store that cannot be written says so by itself
+            entered = registry.enter(self.store, own)
+        try:
+            yield
+        finally:
+            del self.runs[key]
+            for client in self.clients:
+                if key in client.followed:
+                    client.followed[key].complete = True
+                    client.awake.set()
+            await self._flush()
+            if entered is not None:
+                entered.unlink(missing_ok=True)
+            server.close()
+            path.unlink(missing_ok=True)
+
+    def tell(self, key: Key, hint: Mapping[str, Json]) -> None:
+        self._say(key, hint)
+
+    def wake(self, key: Key) -> None:
+        self._wake_followers(key)
 
     def stop(self) -> None:
         """Stop all runs tidily: workers are ended, the logs say stopped; then the process ends."""

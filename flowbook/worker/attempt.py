@@ -423,7 +423,6 @@ class Attempt:
             self.item = self.scope.item(self.order["item"])
             self.item_repr = preview.text(self.item, 60)
             self._set_current()
-        modules.seed_generators(self.seed)
         self.method = method.load(self)
 
     def _check_files(self) -> None:

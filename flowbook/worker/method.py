@@ -342,7 +342,7 @@ class MethodTask:
             raise MergeError(f"merge_artifacts means something only in a join; step {self.step.name} takes no inputs.")
         if exclude and include:
             raise MergeError("merge_artifacts takes include or exclude, not both.")
-        elements = list(inputs)
+        elements = list(inputs) or self._before_the_split()
         if not all(isinstance(element, results.FlowInput) for element in elements):
             raise MergeError("merge_artifacts takes the join's inputs: self.merge_artifacts(inputs).")
         visible = [_artifacts_of(self.reader, element) for element in elements]
@@ -371,6 +371,18 @@ class MethodTask:
         self.merged |= merged
         for name, value in resolved.items():
             setattr(self.flow, name, value)
+
+    def _before_the_split(self) -> list[results.FlowInput]:
+        """In the join of a fan-out without items: the task that fanned out, for what it leaves is what every item would have had."""
+        if len(self.inputs()):
+            return []
+        leaf = self.spec.step(self.step.options.join[0])
+        host = self.spec.step(leaf.scope[len(self.step.scope)]).host if len(leaf.scope) > len(self.step.scope) else None
+        if host is None:
+            return []
+        run = (self.order.get("joins") or {})[leaf.name]["run"]
+        flow = self.spec.flow
+        return [results.FlowInput(results.TaskResult(self.reader, run, host, tuple(self.attempt.index), flow=flow))]
 
     def _all_same(self, name: str, entries: list[tuple[Mapping[str, Json], results.FlowInput]]) -> bool:
         first = entries[0]
@@ -409,6 +421,7 @@ def load(attempt: Attempt) -> MethodTask:
     """The program in main, and the task's instance. Raises what the program raises."""
     process.in_task = True
     attempt.scope.captures([*attempt.step.captures, *attempt.spec.setup_captures])
+    modules.seed_generators(attempt.seed)  # before the user's own code: a seed of theirs wins
     execute.run_setup(attempt.spec, attempt.main)
     if attempt.spec.program is not None:
         filename = attempt.spec.program
@@ -417,6 +430,5 @@ def load(attempt: Attempt) -> MethodTask:
         sys.argv[:] = [filename]
         execute.run_program(attempt.spec.sources[filename]["source"], filename, attempt.main)
     task = MethodTask(attempt)
-    modules.seed_generators(attempt.seed)
     task.preload()
     return task

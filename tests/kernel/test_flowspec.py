@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.kernel.conftest import Notebook
@@ -151,3 +154,34 @@ def test_a_failed_method_is_debugged_in_the_kernel_with_its_own_inputs(book: Not
     assert "it bound self.lr, self.score" in book.ok("%flow debug train[1]").stdout
     book.ok("%flow resume --flow TrainFlow --wait")
     assert "pick of run 2: joins train" in book.ok("%flow debug pick").stdout
+
+
+def test_a_run_of_the_command_line_is_followed_and_stopped_from_a_notebook(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    path = tmp_path / "waits.py"
+    path.write_text(
+        "from flowbook import FlowSpec, step\n\n\n"
+        "class Waits(FlowSpec):\n"
+        "    @step\n    def start(self):\n        print('waiting', flush=True)\n"
+        f"        open({str(gate)!r}).read()\n        self.next(self.end)\n\n"
+        "    @step\n    def end(self):\n        pass\n\n\n"
+        "if __name__ == '__main__':\n    Waits()\n"
+    )
+    environ = {**os.environ, "FLOWBOOK_STORE": str(tmp_path / "store")}
+    command = subprocess.Popen([sys.executable, str(path), "run"], env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    book = Notebook(tmp_path, allow_stdin=True)  # else attaching waits for the end
+    try:
+        assert command.stdout is not None
+        assert any("waiting" in line for line in iter(command.stdout.readline, ""))
+        book.ok("%load_ext flowbook")
+        text = book.ok("%flow attach --flow Waits").text
+        assert "gone" not in text and "running" in text
+        assert "asked to stop" in book.ok("%flow stop --flow Waits").stdout
+        rest, _ = command.communicate(timeout=60)
+        assert command.returncode == 1 and "stopped" in rest
+        book.fails("%flow wait --flow Waits")
+    finally:
+        command.kill()
+        command.wait()
+        book.close()
