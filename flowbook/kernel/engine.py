@@ -73,6 +73,7 @@ class RunView:
         elif event["e"] == "launched":
             key = _key(event)
             self.attempt[key] = event.get("attempt", 0)
+            self.phase.pop(key, None)
             if event.get("attempt", 0):  # a new attempt's output takes the place of the last one's
                 self.output.pop(key, None)
                 self.displays.pop(key, None)

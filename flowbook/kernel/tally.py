@@ -5,6 +5,7 @@ Only what a status shows and the state machine does not count: times, what the c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +72,9 @@ class Tally:
     def _on_succeeded(self, step: StepTally, event: dict[str, Any]) -> None:
         self._on_end(step, event)
         peak_mb, cpu_s = event.get("peak_mb"), event.get("cpu_s")
-        if peak_mb is not None:
+        if peak_mb is not None and math.isfinite(peak_mb):
             step.peak_mb = max(peak_mb, step.peak_mb or 0.0)
-        if cpu_s is not None:
+        if cpu_s is not None and math.isfinite(cpu_s):
             step.cpu_s = cpu_s + (step.cpu_s or 0.0)
         for warning in event.get("warnings", ()):
             if len(self.warnings) == MOST_WARNINGS:

@@ -1,0 +1,419 @@
+"""What the run panel shows, from events and hints alone; that it stays bounded; and that its types are those of the browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from flowbook.engine import events
+from flowbook.engine.events import Event, Task
+from flowbook.kernel import panel_data
+from flowbook.kernel.engine import RunView
+from flowbook.kernel.panel_data import Made, PanelData, card_key
+from flowbook.kernel.runs import Run
+from flowbook.spec.flow import Retry
+from tests.stories.test_state import flow, step
+
+NOW = 1_000_000.0
+TYPES = Path(__file__).parent.parent / "labextension" / "src" / "types.ts"
+
+
+def panel(*told: Event, count: int = 4, clock: float = NOW + 50, **options: Any) -> PanelData:
+    """The panel of a run of start, a fan-out work and join, that heard these events."""
+    work = step("work", "start_out:start", foreach="start_out", host="start", **options)
+    spec = flow(step("start"), work, step("join", join=("work",)), run="13")
+    view = RunView(spec)
+    data = PanelData(Run(spec, view), "token", lambda: clock)
+    view.watchers.append(data.heard)
+    start = Task("start")
+    first = [events.run_started(NOW), events.launched(start, NOW), events.succeeded(start, NOW + 1, plans={"work": {"count": count}})]
+    for event in (*first, *told):
+        view.apply(event)
+    return data
+
+
+def work(i: int) -> Task:
+    return Task("work", (i,))
+
+
+def ran(i: int, **facts: Any) -> list[Event]:
+    return [events.launched(work(i), NOW + 2), events.succeeded(work(i), NOW + 5, **facts)]
+
+
+def failed(i: int, at: float = NOW + 4) -> list[Event]:
+    error = {"reason": "error", "type": "ValueError", "message": "no", "cell": "Cell In[3]", "line": 2, "traceback": "Traceback …"}
+    return [events.launched(work(i), NOW + 2), events.failed(work(i), at, error=error)]
+
+
+def frame(i: int, version: int, *parts: dict[str, Any], name: str = "main") -> dict[str, Any]:
+    card = {"v": 1, "id": name, "type": "blank", "state": "running", "n": version, "components": list(parts)}
+    return {"say": "frame", "f": "card", "step": "work", "index": [i], "part": "body", "attempt": 0, "id": name, "v": version, "card": card}
+
+
+def lines(**last: float) -> dict[str, Any]:
+    series = [{"name": name, "x": [0, 1], "y": [9.0, value], "count": 2} for name, value in last.items()]
+    return {"type": "lines", "id": "#0", "series": series}
+
+
+def rows(data: PanelData, now: float = NOW + 100) -> dict[str, dict[str, Any]]:
+    return {row["id"]: dict(row) for row in data.shown(now).tasks}
+
+
+def table(data: PanelData) -> list[dict[str, Any]]:
+    found = data.shown(NOW + 100).tables["work"]
+    names = [column["name"] for column in found["columns"]]
+    return [dict(zip(names, row, strict=True)) for row in found["rows"]]
+
+
+# ---- the two sides speak of the same ------------------------------------------------------------------------------------------
+
+PAIRS = {
+    "Head": panel_data.Head,
+    "Param": panel_data.Param,
+    "Said": panel_data.Said,
+    "Graph": panel_data.Graph,
+    "GraphNode": panel_data.GraphNode,
+    "GraphEdge": panel_data.GraphEdge,
+    "Step": panel_data.StepJson,
+    "Task": panel_data.TaskJson,
+    "Column": panel_data.Column,
+    "Table": panel_data.Table,
+    "Detail": panel_data.Detail,
+    "Piece": panel_data.Piece,
+    "Failure": panel_data.Failure,
+    "Artifact": panel_data.Artifact,
+}
+
+
+def interfaces() -> dict[str, dict[str, str]]:
+    """Every interface of types.ts: field → type."""
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", TYPES.read_text(), flags=re.DOTALL)
+    found = re.findall(r"interface (\w+) \{(.*?)\n\}", text, re.DOTALL)
+    return {name: dict(re.findall(r"^\s+(\w+\??): ([^;]+);", body, re.MULTILINE)) for name, body in found}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_browser_and_the_kernel_have_the_same_fields(name: str) -> None:
+    theirs, ours = interfaces()[name], get_type_hints(PAIRS[name])
+
+    assert set(theirs) == set(ours)
+    for field, kind in ours.items():
+        nullable = type(None) in get_args(kind)
+        assert ("null" in theirs[field]) == nullable or theirs[field] in ("Cell[][]",), (name, field, theirs[field], kind)
+        wanted = {int: "number", float: "number", str: "string", bool: "boolean"}.get(kind)
+        if wanted == "string":
+            assert theirs[field] in ("string", "State", "ColumnKind"), (name, field)
+        elif wanted:
+            assert theirs[field] == wanted, (name, field)
+
+
+def test_the_states_of_tasks_are_those_that_the_browser_knows() -> None:
+    from flowbook.engine.state import TRANSITIONS
+
+    known = re.search(r"export type State = (.*?);", TYPES.read_text())
+    assert known is not None
+    assert set(re.findall(r'"(\w+)"', known[1])) == {*TRANSITIONS, "running"}
+
+
+def test_all_that_is_shown_is_json_that_a_browser_reads() -> None:
+    bad = "half a surrogate \ud800"
+    data = panel(
+        *failed(0), *ran(1, peak_mb=float("nan"), cpu_s=float("inf")), events.launched(work(2), NOW + 3, why=bad), *ran(3, warnings=[bad])
+    )
+    data._run.view.hint({"say": "output", "step": "work", "index": [2], "text": bad, "size": 20})
+    data._run.view.hint(frame(2, 1, lines(loss=float("nan")), {"type": "markdown", "text": bad, "id": "#1"}))
+    data.commits[work(1)] = Made.of({"artifacts": {"x": {"kind": "json", "json": float("inf")}, bad: {"kind": "json", "json": bad}}})
+    shown = data.shown(NOW + 100)
+
+    for part in (shown.head, shown.steps, shown.tasks, shown.tables, shown.details, data.layout()):
+        json.dumps(part, allow_nan=False, ensure_ascii=False).encode()
+    assert rows(data)["work[1]"]["peak_mb"] is None
+
+
+# ---- tasks --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_has_the_times_of_its_phases() -> None:
+    data = panel(*ran(0, seconds={"loading": 0.5, "running": 2.0, "saving": 0.25}))
+    row = rows(data)["work[0]"]
+
+    assert (row["queued"], row["launched"], row["running"], row["saving"], row["ended"]) == (
+        NOW + 1,
+        NOW + 2,
+        NOW + 2.75,
+        NOW + 4.75,
+        NOW + 5,
+    )
+
+
+def test_a_running_task_tells_its_phase_as_it_is_heard() -> None:
+    data = panel(events.launched(work(0), NOW + 2))
+    assert rows(data)["work[0]"]["state"] == "launched"
+
+    data._run.view.hint({"say": "frame", "f": "phase", "step": "work", "index": [0], "part": "body", "phase": "running"})
+    row = rows(data)["work[0]"]
+    assert (row["state"], row["running"], row["saving"], row["ended"]) == ("running", NOW + 50, None, None)
+
+
+def test_of_a_second_attempt_nothing_of_the_first_is_left() -> None:
+    task = work(0)
+    data = panel(events.launched(task, NOW + 2), retry=Retry(times=2))
+    data._run.view.hint({"say": "frame", "f": "phase", "step": "work", "index": [0], "part": "body", "phase": "running"})
+    data._run.view.hint(frame(0, 7, lines(loss=3.0)))
+    assert table(data)[0]["loss"] == 3.0
+    for event in (events.failed(task, NOW + 9, error={"reason": "error"}), events.launched(task, NOW + 200, 1)):
+        data._run.view.apply(event)
+    row = rows(data)["work[0]"]
+
+    assert (row["state"], row["attempt"], row["running"], row["launched"]) == ("launched", 1, None, NOW + 200)
+    assert "loss" not in table(data)[0] and data.shown(NOW + 300).cards == {}
+    data._run.view.hint(frame(0, 7, lines(loss=1.0)))
+    shown = data.shown(NOW + 300).cards[card_key(task, "main")]
+    assert shown["components"][0]["series"][0]["y"][-1] == 1.0
+
+
+def test_what_waits_says_why_and_what_was_taken_over_says_from_where() -> None:
+    data = panel(events.reused(work(0), NOW + 2, run="12", index=(0,), made_at=NOW - 99), *failed(1), *ran(2), *ran(3))
+    found = rows(data)
+
+    assert found["work[0]"]["cached"] == "12" and found["work[0]"]["launched"] is None
+    assert found["join"]["state"] == "waiting" and found["join"]["why"]
+
+
+def test_a_panel_that_comes_late_shows_what_was_before() -> None:
+    data = panel(*ran(0), *failed(1), events.launched(work(2), NOW + 6))
+    late = PanelData(data._run, "token", lambda: NOW)
+
+    assert [row["state"] for row in late.shown(NOW + 9).tasks] == [row["state"] for row in data.shown(NOW + 9).tasks]
+    assert late.shown(NOW + 9).head["error"] == data.shown(NOW + 9).head["error"]
+    assert set(late.shown(NOW + 9).details) >= {"work[0]", "work[1]", "work[2]"}
+
+
+def test_steps_and_head_say_what_the_status_says() -> None:
+    data = panel(*ran(0), *failed(1), *ran(2), *ran(3), events.run_ended(NOW + 9, "failed"))
+    shown = data.shown(NOW + 100)
+
+    assert [(s["step"], s["state"], s["total"], s["fan"]) for s in shown.steps] == [
+        ("start", "succeeded", 1, False),
+        ("work", "failed", 4, True),
+        ("join", "not run", 1, False),
+    ]
+    assert shown.head["error"] == "work[1] of run 13 at Cell In[3], line 2: ValueError: no"
+    assert shown.head["retry"] and shown.head["state"] == "failed" and shown.head["ended"] == NOW + 9
+    assert panel(*ran(0)).shown(NOW + 9).head["retry"] is None
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_item_state_time_last_metric_and_scalars() -> None:
+    data = panel(*ran(0), *failed(1), events.launched(work(2), NOW + 3))
+    data._run.view.state.tasks[work(0)].item = "0.01"
+    data._run.view.hint(frame(2, 1, lines(loss=0.5, accuracy=0.9)))
+    data.commits[work(0)] = Made.of(
+        {
+            "artifacts": {
+                "loss": {"kind": "json", "json": 0.25},
+                "model": {"kind": "value", "blob": "x", "type": "Net"},
+                "name": {"kind": "json", "json": "a"},
+            }
+        }
+    )
+    found = table(data)
+
+    assert found[0] == {"task": "work[0]", "i": 0.01, "state": "succeeded", "time": 3.0, "accuracy": None, "loss": 0.25, "name": "a"}
+    assert found[1]["state"] == "failed" and found[1]["loss"] is None
+    assert found[2]["loss"] == 0.5 and found[2]["accuracy"] == 0.9 and found[2]["time"] == -(NOW + 3)
+    assert found[3]["time"] is None
+    kinds = {c["name"]: (c["kind"], c["numeric"]) for c in data.shown(NOW + 100).tables["work"]["columns"]}
+    assert kinds["loss"] == ("artifact", True) and kinds["accuracy"] == ("metric", True) and kinds["name"] == ("artifact", False)
+    assert kinds["time"] == ("time", True) and kinds["task"] == ("task", False) and kinds["i"] == ("item", True)
+
+
+@pytest.mark.parametrize(
+    ("item", "names", "found"),
+    [
+        ("0.01", ("lr",), {"lr": 0.01}),
+        ("(0.1, 'a')", ("lr", "kind"), {"lr": 0.1, "kind": "a"}),
+        ("(1, 2, 3)", ("a", "b"), {"item": "(1, 2, 3)"}),
+        ("Config(lr=3)", ("c",), {"c": "Config(lr=3)"}),
+        ("'quoted'", ("s",), {"s": "quoted"}),
+        ("True", ("b",), {"b": True}),
+        ("1e999", ("x",), {"x": "inf"}),
+        (str(2**60), ("n",), {"n": str(2**60)}),
+        ("[" * 5000, ("deep",), {"deep": "[" * 119 + "…"}),
+        (None, ("lr",), {}),
+    ],
+)
+def test_items_are_read_as_numbers_and_words_where_they_are_such(item: str | None, names: tuple[str, ...], found: dict[str, Any]) -> None:
+    assert panel_data._item_values(item, names) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("np.float64(0.5)", 0.5), ("0.25", 0.25), ("-1e-3", -0.001), ("nan", None), ("x", None), ("9" * 50, None)]
+)
+def test_scalars_of_numpy_are_read_from_their_repr(text: str, value: float | None) -> None:
+    assert panel_data._scalar({"kind": "value", "inline": "…", "type": "numpy.float64", "repr": text}) == value
+
+
+# ---- details ------------------------------------------------------------------------------------------------------------------
+
+
+def test_output_and_displays_stand_in_their_order_as_they_were_printed() -> None:
+    data = panel(events.launched(work(0), NOW + 2))
+    view = data._run.view
+    text = "before é\n\x1b[32mafter\x1b[0m\n"
+    view.hint({"say": "output", "step": "work", "index": [0], "text": text, "size": len(text.encode())})
+    figure = {
+        "f": "display",
+        "say": "frame",
+        "step": "work",
+        "index": [0],
+        "at": len("before é\n".encode()),
+        "data": {"image/png": "aGk=", "text/plain": "<f>"},
+    }
+    view.hint(figure)
+    view.hint({**figure, "at": len(text.encode()), "data": {"text/html": "<b>x</b><script>alert(1)</script>"}})
+
+    assert data.shown(NOW + 9).details["work[0]"]["output"] == [
+        {"mime": "stream", "data": "before é\n"},
+        {"mime": "image/png", "data": "aGk="},
+        {"mime": "stream", "data": "\x1b[32mafter\x1b[0m\n"},
+        {"mime": "text/html", "data": "<b>x</b>"},
+    ]
+
+
+def test_of_a_long_output_the_end_is_shown_and_more_of_it_where_somebody_looks() -> None:
+    data = panel(events.launched(work(0), NOW + 2))
+    data._run.view.hint({"say": "output", "step": "work", "index": [0], "text": "x" * 50_000, "size": 90_000})
+
+    def printed() -> int:
+        detail = data.shown(NOW + 9).details["work[0]"]
+        assert detail["size"] == 90_000
+        return sum(len(piece["data"]) for piece in detail["output"])
+
+    assert printed() == panel_data.OUTPUT
+    data.look_at(work(0))
+    assert printed() == panel_data.OUTPUT_LOOKED_AT
+
+
+def test_a_card_is_checked_before_it_is_shown_and_ends_with_its_attempt() -> None:
+    data = panel(events.launched(work(0), NOW + 2))
+    data._run.view.hint(frame(0, 1, {"type": "evil", "onload": "x"}, {"type": "markdown", "id": "m", "text": "hi", "extra": 1}))
+    key = card_key(work(0), "main")
+    shown = data.shown(NOW + 9)
+
+    assert shown.details["work[0]"]["cards"] == [key]
+    assert [part["type"] for part in shown.cards[key]["components"]] == ["error", "markdown"] and "extra" not in shown.cards[key][
+        "components"
+    ][1]
+    data._run.view.apply(events.failed(work(0), NOW + 5, error={"reason": "oom", "message": "it took too much"}))
+    ended = data.shown(NOW + 9).cards[key]
+    assert ended["state"] == "failed" and ended["components"][-1]["title"].startswith("oom: it took too much")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"card": 3, "v": 1},
+        {"card": {}, "v": "x"},
+        {"card": {"components": 3}, "v": 1},
+        {"card": {"components": [{"type": "lines", "series": [3]}]}, "v": 1},
+    ],
+)
+def test_a_frame_of_any_form_does_no_harm(message: dict[str, Any]) -> None:
+    data = panel(events.launched(work(0), NOW + 2))
+    data._run.view.hint({"say": "frame", "f": "card", "step": "work", "index": [0], "id": "main", **message})
+
+    assert data.shown(NOW + 9).details["work[0]"]["cards"] in ([], ["card work[0] main"])
+
+
+def test_what_the_store_has_of_cards_is_asked_for_once_when_a_task_has_ended() -> None:
+    data = panel(*ran(0), events.launched(work(1), NOW + 3))
+
+    assert work(0) in data.wanted_cards() and work(1) not in data.wanted_cards()
+    data.stored[work(0)] = {"main": {"v": 1, "id": "main", "type": "blank", "state": "succeeded", "n": 1, "components": []}}
+    assert work(0) not in data.wanted_cards()
+    assert "card work[0] main" in data.shown(NOW + 9).cards
+
+
+# ---- wide runs ----------------------------------------------------------------------------------------------------------------
+
+
+def wide(count: int) -> PanelData:
+    told = [event for i in range(count - 30) for event in (failed(i, NOW + 3 + i) if i % 50 == 7 else ran(i))]
+    return panel(*told, *(events.launched(work(i), NOW + 9) for i in range(count - 30, count - 10)), count=count)
+
+
+def test_a_wide_run_shows_failed_running_and_newest_tasks_in_order_and_counts_of_all() -> None:
+    data = wide(1_000)
+    shown = data.shown(NOW + 100)
+    states = [row["state"] for row in shown.tasks]
+
+    assert len(shown.tasks) == panel_data.TASKS and states.count("failed") == 20 and states.count("launched") == 20
+    assert [row["index"] for row in shown.tasks if row["step"] == "work"] == sorted(
+        row["index"] for row in shown.tasks if row["step"] == "work"
+    )
+    assert len(shown.tables["work"]["rows"]) == panel_data.ROWS and shown.tables["work"]["total"] == 1_000
+    assert shown.steps[1]["counts"]["succeeded"] == 950
+    assert len(shown.details) <= panel_data.DETAILS
+
+
+def test_a_task_that_somebody_looks_at_is_shown_however_many_there_are() -> None:
+    data = wide(1_000)
+    assert "work[3]" not in rows(data)
+    data.look_at(work(3))
+    shown = data.shown(NOW + 100)
+
+    assert "work[3]" in {row["id"] for row in shown.tasks} and "work[3]" in shown.details
+    assert "work[3]" in [row[0] for row in shown.tables["work"]["rows"]]
+    data.look_at(Task("nothing", (9,)))
+    data.look_at(work(99_999))
+    for i in range(20):
+        data.look_at(work(i))
+    assert "work[3]" not in data.shown(NOW + 100).details
+
+
+def test_details_and_cards_stay_within_their_bounds() -> None:
+    data = wide(200)
+    view = data._run.view
+    for i in range(170, 190):
+        view.hint(frame(i, 1, {"type": "markdown", "id": "m", "text": "x" * 400_000}))
+        view.hint({"say": "output", "step": "work", "index": [i], "text": "y" * 300_000, "size": 300_000})
+    for i in range(200):
+        data.commits[work(i)] = Made.of({"artifacts": {f"a{n}": {"kind": "json", "json": "z" * 5_000} for n in range(100)}})
+    shown = data.shown(NOW + 100)
+
+    assert len(json.dumps(shown.details)) < 2 * panel_data.DETAIL_BYTES
+    assert len(json.dumps(shown.cards)) < 1.2 * panel_data.CARD_BYTES
+    named = {key for detail in shown.details.values() for key in detail["cards"]}
+    assert named == set(shown.cards)
+
+
+def test_cards_of_many_tasks_are_forgotten_those_of_ended_ones_first() -> None:
+    data = panel(*(events.launched(work(i), NOW + 2) for i in range(100)), count=100)
+    for i in range(80):
+        data._run.view.hint(frame(i, 1, lines(loss=float(i))))
+
+    assert len(data._cards) == panel_data.CARDS_KEPT
+    assert table(data)[0]["loss"] == 0.0  # the last metric is kept
+
+
+def test_asking_costs_what_is_shown_not_what_there_is() -> None:
+    small, large = wide(1_000), wide(10_000)
+
+    def cost(data: PanelData) -> float:
+        data.shown(NOW + 100)
+        took = []
+        for _ in range(5):
+            begun = time.process_time()
+            data.shown(NOW + 100)
+            took.append(time.process_time() - begun)
+        return min(took)
+
+    assert cost(large) < 3 * cost(small) + 0.002
