@@ -609,6 +609,11 @@ class Run:
         """--catch of a death that the worker could not commit itself. A COMMIT that is there after all wins."""
         text = f"{error['reason']}: {error['message']}"
         entry = {"kind": "json", "json": text, "type": "str", "size": len(text.encode()), "repr": repr(text)[:200]}
+        if variable and self.state is not None and self.state.spec.compat:
+            from flowbook.store import codec, results  # values are otherwise none of the engine's business
+
+            told = results.TaskError(reason=error["reason"], type=error["reason"], message=error["message"])
+            entry = codec.entry(self.store, variable, told)  # Metaflow has an object with `type` and `exception` there
         caught = {"type": error["reason"], "message": error["message"]}
         artifacts = {variable: entry} if variable else {}
         commit = {"v": 1, "attempt": live.attempt, "artifacts": artifacts, "unsaved": {}, "plans": {}, "item": error.get("item")}

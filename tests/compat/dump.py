@@ -58,7 +58,7 @@ def _shown_object(value):
         return f"Series {value.name} {value.dtype} {value.tolist()}"
     if module in ("numpy", "pandas"):
         return f"{kind} {value}"
-    if isinstance(value, BaseException):
+    if isinstance(value, BaseException) or hasattr(value, "exception"):
         return "an error"
     return f"{kind} {_shown(vars(value))}"
 

@@ -85,6 +85,7 @@ def test_the_documentation_has_the_list_in_force() -> None:
 
     assert features.written(text) == text, "python -m tests.compat.features"
     assert all(f"`{flow.name}.py`" in text for flow in FLOWS)
+    assert all(f"`{name}`" in text for name in table.REFUSED)
 
 
 # ---- names ------------------------------------------------------------------------------------------------------------------

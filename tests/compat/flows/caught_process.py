@@ -25,6 +25,7 @@ class CaughtProcessFlow(FlowSpec):
 
     @step
     def join(self, inputs):
+        self.told = [isinstance(error.exception, str) for error in (inputs.leaves.failed, inputs.killed.failed)]
         self.failed_both = [bool(inputs.leaves.failed), bool(inputs.killed.failed)]
         self.next(self.end)
 
