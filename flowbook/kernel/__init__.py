@@ -8,6 +8,7 @@ Read `session.py` first: it holds what a kernel knows, and the other modules are
     names.py      placeholders, the scan before a cell runs, loading
     engine.py     engine processes: start or find ours, ask it, follow runs
     runs.py       runs of the store: find, attach, go back to one
+    classes.py    FlowSpec classes of cells
     debug.py      a task again, in the kernel itself
     exporting.py  the FlowSpec class that is the same flow, as a file
     display.py    the status of a run as HTML and as text

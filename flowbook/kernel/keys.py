@@ -173,13 +173,13 @@ def _plan(step: Step, known: Known, local: _Local) -> Parts:
     return parts if told or _told_otherwise(step) else parts | {"life": known.life}
 
 
-def method_parts(source: str, names: Iterable[str], told: bool, known: Known) -> Parts:
+def method_parts(source: str, names: Iterable[str], imports: Iterable[str], told: bool, known: Known) -> Parts:
     """What the kernel contributes to a step of a FlowSpec in a cell: captured names that its methods mention, modules, files,
-    variables. `told`: it reads something that could be told, a parameter or what a step before made.
+    variables. `imports` are root names of what the methods import themselves; `told`: it reads something that could be told, a parameter or what a step before made.
     """
     local = _Local(known.captured.modules)
     captures = _closed(names, known)
-    parts = _common(known, local) | _captured(captures, known, local) | _read_outside([source], captures, known)
+    parts = _common(known, local) | _captured(captures, known, local) | local.parts(imports) | _read_outside([source], captures, known)
     if CURRENT.search(source):
         parts["current"] = canon.short_hash(json.dumps(known.tags))
     if not (told or _data(captures, known)) or _asks_the_world(source, captures, known):

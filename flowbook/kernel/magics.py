@@ -91,7 +91,9 @@ def start(
     fresh: bool = False,
 ) -> RunHandle:
     if cls is not None:
-        run, notes = session.run_class(cls, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
+        from flowbook.kernel import classes
+
+        run, notes = classes.run(session, cls, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
         return _started(session, run, notes, wait)
     run, notes = session.run(step=step, flow=flow, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
     return _started(session, run, notes, wait)
@@ -428,9 +430,10 @@ def _show(session: Session, line: str) -> None:
 
 
 def _show_class(session: Session, cls: type[FlowSpec]) -> None:
+    from flowbook.kernel import classes
     from flowbook.spec import schedules
 
-    program = session.program_of(cls)
+    program = classes.program_of(session, cls)
     print(f"flow {program.name}\n{graph.graph_text(program.steps())}")
     for parameter in program.parameters.values():
         print(f"parameter --{parameter.name}" + (f"  {parameter.help}" if parameter.help else ""))
@@ -445,7 +448,9 @@ def _check(session: Session, line: str) -> None:
     parser.add_argument("--flow")
     given = parser.parse(line)
     if (cls := session.flow_class(given.cls or given.flow)) is not None:
-        print(f"flow {cls.__name__}: {len(session.program_of(cls).graph.nodes)} steps, no error")
+        from flowbook.kernel import classes
+
+        print(f"flow {cls.__name__}: {len(classes.program_of(session, cls).graph.nodes)} steps, no error")
         return
     if given.cls is not None:
         raise DefinitionError(
@@ -513,8 +518,13 @@ def _graph(session: Session, line: str) -> None:
         raise DefinitionError(
             Finding("%flow graph", f"{given.cls!r} is no FlowSpec class of this notebook", "Run the cell that defines it.")
         )
-    defined = session.flow(cls.__name__) if cls is not None else session.existing(given.flow)
-    steps = session.program_of(cls).steps() if cls is not None else session.link(defined).steps
+    if cls is not None:
+        from flowbook.kernel import classes
+
+        defined, steps = session.flow(cls.__name__), classes.program_of(session, cls).steps()
+    else:
+        defined = session.existing(given.flow)
+        steps = session.link(defined).steps
     states = None
     if defined.last is not None:
         from flowbook.kernel.display import row_state, rows

@@ -39,8 +39,6 @@ from flowbook.store import codec, layout, results
 from flowbook.store.base import Store, open_store
 
 if TYPE_CHECKING:  # at run time they are imported for the first class: `%load_ext` need not wait for them
-    from flowbook import build
-    from flowbook.spec.classgraph import Node
     from flowbook.spec.flowspec import FlowSpec
 
 RESERVED_PARAMS = frozenset(
@@ -515,7 +513,7 @@ class Session:
             self.shell.user_ns,
             self.names.mine,
             self.store,
-            skip=lambda n: (n in bound and n not in self.names.mine) or n in flow.params or n in setup_made or self._hidden(n),
+            skip=lambda n: (n in bound and n not in self.names.mine) or n in flow.params or n in setup_made or self.hidden(n),
             origin=self.cells.origin,
             label=self.code_label,
             readers=lambda n: self._readers(steps, n),
@@ -630,7 +628,7 @@ class Session:
         found = [f"step {s.name} ({s.label})" for s in steps if name in s.captures]
         return ", ".join(found) or "a function that a step uses"
 
-    def _hidden(self, name: str) -> bool:
+    def hidden(self, name: str) -> bool:
         return name in self.shell.user_ns_hidden
 
     def code_label(self, filename: str) -> str | None:
@@ -678,105 +676,11 @@ class Session:
         notes += self.names.rebind(defined, run)
         return run, notes + warnings
 
-    # ---- FlowSpec classes ---------------------------------------------------------------------------------------------
-
     def flow_class(self, name: str | None) -> type[FlowSpec] | None:
         """The FlowSpec class that the notebook calls so; None if that name is something else."""
         found = self.shell.user_ns.get(name) if name else None
         module = sys.modules.get("flowbook.spec.flowspec")
         return found if module is not None and isinstance(found, type) and issubclass(found, module.FlowSpec) else None
-
-    def program_of(self, cls: type[FlowSpec]) -> build.Program:
-        """The class, read; raises DefinitionError with all that is wrong."""
-        from flowbook import build
-
-        program = build.program_of(cls, label=lambda filename: self.code_label(filename) or Path(filename).name)
-        program.check()
-        return program
-
-    def run_class(
-        self,
-        cls: type[FlowSpec],
-        *,
-        params: Mapping[str, Any] | None = None,
-        tags: Sequence[str] = (),
-        max_parallel: int | None = None,
-        origin: Run | None = None,
-        fresh: bool = False,
-    ) -> tuple[Run, list[str]]:
-        """Start a run of a class that a cell defines. `params` are by the parameters' names, as text or as values."""
-        from flowbook import build
-        from flowbook.spec import parameters
-
-        self.engine.check_process()
-        program = self.program_of(cls)
-        values = parameters.resolve(cls, params or {})
-        life = (origin.spec.life if origin else "") or self.life
-        code, warnings = self._code_of_class(program, values, tuple(tags), life)
-        spec = build.spec_of(
-            program,
-            self.store,
-            params=values,
-            tags=tags,
-            origin=origin.spec if origin else None,
-            fresh=fresh,
-            max_parallel=max_parallel or self.settings.max_parallel,
-            code=code,
-            notebook=str(notebook_path(self.shell) or ""),
-            life=life,
-        )
-        view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=self.settings.keep_runs)
-        run = Run(spec, view, values)
-        self.flow(spec.flow).runs.append(run)
-        return run, warnings
-
-    def _code_of_class(
-        self, program: build.Program, values: Mapping[str, Any], tags: tuple[str, ...], life: str
-    ) -> tuple[build.Code, list[str]]:
-        from flowbook import build
-        from flowbook.spec import classgraph
-
-        space = self.shell.user_ns
-        name = next(n for n, value in space.items() if value is program.cls)
-        setups = self.flow(None).setups
-        setup_made = {n for s in setups for n in (*s.body.makes, *s.body.others)}
-        setup_reads = {n for s in setups for n in s.body.reads if n in self.plain() and n not in setup_made}
-        captured = capture.capture(
-            {name} | setup_reads,
-            space,
-            self.names.mine,
-            self.store,
-            skip=lambda n: (self.names.is_ours(n) and n not in self.names.mine) or n in setup_made or self._hidden(n),
-            origin=self.cells.origin,
-            label=self.code_label,
-            readers=lambda n: f"flow {program.name}",
-            secrets=self.settings.secrets,
-        )
-        sources = dict(captured.sources) | {s.filename: {"label": s.ran.label, "source": s.source} for s in setups}
-        capture.keep_mentioned(captured, [cell["source"] for cell in sources.values()])
-        entries = {n: codec.entry(self.store, n, value, main=space) for n, value in values.items()}
-        setup = keys.Setup(tuple(s.source for s in setups), _imported_by(setups), frozenset(setup_reads & set(captured.names)))
-        known = keys.Known(
-            captured, setup=setup, params=entries, space={**space, **self.names.mine}, folder=Path.cwd(), life=life, tags=tags
-        )
-
-        def parts(node: Node) -> dict[str, str]:
-            names = (classgraph.names_of(node.use.functions) & captured.names.keys()) - {name}
-            told = bool(node.before) or bool(values)
-            return keys.method_parts(classgraph.code_of(node.use.functions, plain=True), names, told, known)
-
-        code = build.Code(
-            captures=captured.names,
-            step_captures=tuple(sorted(captured.names)),
-            sources=sources,
-            modules=captured.modules,
-            imports=capture.imports_beforehand(captured, [self.names.mine.get(n, space.get(n)) for n in captured.names], []),
-            parts=parts,
-            method=name,
-            setup=tuple(s.filename for s in setups),
-            setup_captures=tuple(sorted(setup.captures)),
-        )
-        return code, captured.warnings
 
     def _take_number(self, spec: Spec) -> Spec:
         from flowbook import build
@@ -802,7 +706,9 @@ class Session:
         if last.view.ended == "succeeded":
             raise DefinitionError(Finding("%flow resume", f"run {last.id} succeeded: nothing is missing", "`%flow run` starts a new one."))
         if (method := last.spec.steps[0].method if last.spec.steps else None) is not None:
-            return self._resume_class(last, method)
+            from flowbook.kernel import classes
+
+            return classes.resume(self, last, method)
         defined = self.existing(last.spec.flow)
         changed = {n: v for n, v in last.params.items() if n in defined.params}
         run, notes = self.run(
@@ -813,22 +719,9 @@ class Session:
             max_parallel=last.spec.max_parallel,
             origin=last,
         )
-        return run, notes + self._run_again(run, last)
+        return run, notes + self.run_again(run, last)
 
-    def _resume_class(self, last: Run, name: str) -> tuple[Run, list[str]]:
-        cls = self.flow_class(name)
-        if cls is None:
-            raise DefinitionError(
-                Finding("%flow resume", f"run {last.id} is one of the class {name}, which this kernel does not know", "Run its cell first.")
-            )
-        from flowbook.spec import parameters
-
-        known = parameters.parameters_of(cls)
-        params = {known[n].name: v for n, v in last.params.items() if n in known}
-        run, notes = self.run_class(cls, params=params, tags=last.spec.tags, max_parallel=last.spec.max_parallel, origin=last)
-        return run, notes + self._run_again(run, last)
-
-    def _run_again(self, run: Run, last: Run) -> list[str]:
+    def run_again(self, run: Run, last: Run) -> list[str]:
         same = keys.unchanged(run.spec.steps, last.spec.steps)
         again = [s.name for s in run.spec.steps if s.name not in same]
         if again and any(s in {x.name for x in last.spec.steps} for s in again):

@@ -707,3 +707,15 @@ def names_of(functions: Iterable[Function]) -> frozenset[str]:
     """The names that functions mention other than as attributes: globals of their module may be among them."""
     trees: list[Any] = [definition(function) for function in functions]
     return frozenset(part.id for tree in trees if tree is not None for part in ast.walk(tree) if isinstance(part, ast.Name))
+
+
+def imports_of(functions: Iterable[Function]) -> frozenset[str]:
+    """Root names of the modules that functions import themselves."""
+    found: set[str] = set()
+    for function in functions:
+        for part in ast.walk(definition(function) or ast.Pass()):
+            if isinstance(part, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in part.names}
+            elif isinstance(part, ast.ImportFrom) and part.module and not part.level:
+                found.add(part.module.partition(".")[0])
+    return frozenset(found)

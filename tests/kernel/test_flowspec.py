@@ -185,3 +185,21 @@ def test_a_run_of_the_command_line_is_followed_and_stopped_from_a_notebook(tmp_p
         command.kill()
         command.wait()
         book.close()
+
+
+def test_a_local_module_that_a_method_imports_counts(book: Notebook) -> None:
+    module = book.folder / "rates.py"
+    module.write_text("RATE = 1\n")
+    cell = (
+        "from flowbook import FlowSpec, Parameter, step\n"
+        "class Reads(FlowSpec):\n"
+        "    p = Parameter('p', default=1)\n"
+        "    @step\n    def start(self):\n        import rates\n        self.rate = rates.RATE\n        self.next(self.end)\n"
+        "    @step\n    def end(self):\n        pass\n"
+    )
+    book.ok(cell)
+    book.ok("%flow run Reads --wait")
+    module.write_text("RATE = 2\n")
+    book.ok("run = %flow run Reads --wait")
+
+    assert book.value("run['rate']") == "2"
