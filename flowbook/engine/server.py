@@ -163,7 +163,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def hosting(self, path: Path, key: Key, run: Run) -> AsyncIterator[None]:
-        """While this process itself drives `run`, whose hints and changes go to `tell` and `wake`: listen at `path`, and be found.
+        """Listen at `path` and be found while this process itself drives `run`, whose hints go to `tell` and whose changes to `wake`.
 
         So a notebook can follow and stop a run of the command line, and does not take it for one whose engine is gone.
         """
@@ -176,11 +176,7 @@ class Server:
         try:
             yield
         finally:
-            del self.runs[key]
-            for client in self.clients:
-                if key in client.followed:
-                    client.followed[key].complete = True
-                    client.awake.set()
+            self._let_go(key)
             await self._flush()
             if entered is not None:
                 entered.unlink(missing_ok=True)
@@ -304,14 +300,18 @@ class Server:
         except Exception:  # one run never ends another
             traceback.print_exc(file=sys.stderr)
         finally:
-            del self.runs[key]
-            for client in self.clients:
-                if key in client.followed:
-                    client.followed[key].complete = True
-                    client.awake.set()
+            self._let_go(key)
             self._busy.set()
         if keep_runs and not any(flow == key[0] for flow, _ in self.runs):
             await asyncio.to_thread(self._retire, key[0], keep_runs)
+
+    def _let_go(self, key: Key) -> None:
+        """The run has ended: nothing more will come of it."""
+        del self.runs[key]
+        for client in self.clients:
+            if key in client.followed:
+                client.followed[key].complete = True
+                client.awake.set()
 
     def _retire(self, flow: str, keep_runs: int) -> None:
         """Remove runs that are no longer kept, once enough of them have gathered."""
