@@ -1,12 +1,14 @@
 """A card as static HTML: for reopened notebooks, reports, mail and pages where no script runs. Needs no network, runs no script.
 
-`page` gives a whole document, `fragment` a part of one (with STYLE once on the page). What they are given is made safe first
+`page` gives a whole document, `card_html` a part of one that brings its style along (an output of a notebook), `fragment` a part for a page
+that holds STYLE. What they are given is made safe first
 (wire.checked), all text is escaped, Markdown is sanitised, HTML of users stands in a frame that can do nothing; so any JSON may be drawn.
 Light and dark follow the reader's system, and the colours of Jupyter where there are any.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
 import json
@@ -15,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from html import escape
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from flowbook.cards import svg, wire
 from flowbook.cards.components import DATA_IMAGE
@@ -30,6 +33,7 @@ CARD_MARKDOWN = 100_000  # of all texts of a card
 VEGA_ROWS = 50  # of the data of a chart that is not drawn
 JSON_SHOWN = 200_000  # characters
 FRAME_HEIGHT = 400  # pixels
+MOST_USES = 50_000  # elements that an SVG may show by `use`, all levels multiplied
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 TAGS = set(
     "a b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre s samp small span "
@@ -37,6 +41,25 @@ TAGS = set(
 )
 ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "title"}, "ol": {"start"}}
 ATTRIBUTES |= {"td": {"align", "colspan", "rowspan"}, "th": {"align", "colspan", "rowspan"}}
+# Of HTML of users, which stands in a frame: what shows something, and asks nobody.
+PAGE_TAGS = TAGS | set(
+    "abbr address article aside bdi bdo big body button canvas center cite col colgroup datalist dfn fieldset figcaption figure font footer head "
+    "header hgroup html input label legend main map area menu meter nav optgroup option output progress q rp rt ruby section select strike style "
+    "textarea time title tt u wbr svg g path rect circle ellipse line polyline polygon text tspan textPath defs use symbol marker clipPath mask "
+    "pattern linearGradient radialGradient stop image desc metadata filter feGaussianBlur feOffset feMerge feMergeNode feFlood feBlend "
+    "feColorMatrix feComposite math mi mn mo ms mtext mrow mfrac msqrt mroot msub msup msubsup munder mover mtable mtr mtd".split()
+)
+PAGE_ATTRIBUTES = set(
+    "style class id title lang dir align valign width height colspan rowspan border cellpadding cellspacing bgcolor color size face start type "
+    "value min max low high optimum checked disabled selected multiple open name for label placeholder rows cols alt href src xlink:href x y x1 y1 "
+    "x2 y2 cx cy r rx ry dx dy d points transform viewBox preserveAspectRatio fill fill-opacity fill-rule stroke stroke-width stroke-dasharray "
+    "stroke-linecap stroke-linejoin stroke-opacity opacity font-size font-family font-weight font-style text-anchor dominant-baseline "
+    "alignment-baseline clip-path mask marker-start marker-mid marker-end offset stop-color stop-opacity gradientUnits gradientTransform "
+    "patternUnits xmlns xmlns:xlink version role hidden letter-spacing visibility display rotate markerWidth markerHeight refX refY orient "
+    "stdDeviation in in2 result mode values clipPathUnits maskUnits textLength lengthAdjust fx fy spreadMethod nowrap scope datetime".split()
+)
+_ADDRESSES = {"href", "src", "xlink:href"}
+_IN_ITSELF = re.compile(r"#|data:image/(png|jpeg|gif|webp|bmp|svg\+xml)[;,]", re.IGNORECASE)
 
 STYLE = """<style>
 .fbc{--fg:var(--jp-ui-font-color1,#1c1f23);--dim:var(--jp-ui-font-color2,#5c6670);--line:var(--jp-border-color2,#d8dde3);--soft:var(--jp-layout-color2,#f4f6f8);--bad:var(--jp-error-color1,#b3261e);--good:#23743f;--warn:#8a5a00;color:var(--fg);font:14px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;max-width:960px;margin:0 0 24px;overflow-wrap:anywhere}
@@ -67,6 +90,11 @@ def page(cards: Sequence[Json], title: str = "Cards") -> str:
     )
 
 
+def card_html(card: Json) -> str:
+    """One card as an output of a notebook: its style is its own, and changes nothing else on the page."""
+    return STYLE + fragment(card)
+
+
 def fragment(card: Json) -> str:
     """One card, for a page that holds STYLE."""
     safe = wire.checked(card)
@@ -74,7 +102,8 @@ def fragment(card: Json) -> str:
     parts = "".join(_draw(part) for part in safe["components"])
     more = f'<p class="fbc-dim">{safe["left_out"]:,} more components are left out</p>' if safe.get("left_out") else ""
     empty = "" if parts else '<p class="fbc-dim">nothing was shown</p>'
-    return f'<section class="fbc">{_head(safe)}{parts}{more}{empty}</section>'
+    drawn = f'<section class="fbc">{_head(safe)}{parts}{more}{empty}</section>'
+    return drawn.encode("utf-8", "replace").decode()  # half a surrogate of a user's text could not be written to a file
 
 
 def _head(card: Part) -> str:
@@ -158,10 +187,49 @@ def _code(part: Part) -> str:
 
 def _html(part: Part) -> str:
     """HTML of a user, in a frame without scripts, forms, navigation or origin, that loads nothing."""
-    before = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta http-equiv="x-dns-prefetch-control" content="off">'
     height = int(min(max(part.get("height") or FRAME_HEIGHT, 20), 4000))
-    source = escape(before + part["html"], quote=True)
+    source = escape(framed(part["html"]), quote=True)
     return f'<iframe sandbox="" referrerpolicy="no-referrer" title="HTML of the step" height="{height}" srcdoc="{source}"></iframe>'
+
+
+def framed(html: str) -> str:
+    """What the frame shows: a second frame, so that the policy of the first holds for wherever a link in the second leads."""
+    before = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta http-equiv="x-dns-prefetch-control" content="off">'
+    inner = escape(before + page_of(html), quote=True)
+    fill = "html,body{margin:0;height:100%}iframe{border:0;width:100%;height:100%;display:block;color-scheme:light}"
+    frame = f'<iframe sandbox="" referrerpolicy="no-referrer" title="HTML of the step" srcdoc="{inner}"></iframe>'
+    return f"{before}<style>{fill}</style>{frame}"
+
+
+def page_of(html: str) -> str:
+    """A user's page for a frame in which it can do nothing anyway: what would ask a network is taken out, since a policy does not cover
+    all that a browser does early. Styles stay."""
+    import nh3
+
+    return _tame(
+        nh3.clean(
+            html,
+            tags=PAGE_TAGS,
+            attributes={"*": PAGE_ATTRIBUTES},
+            generic_attribute_prefixes={"data-", "aria-"},
+            url_schemes={"data"},
+            attribute_filter=_page_attribute,
+            link_rel=None,
+            clean_content_tags={"script", "iframe", "object", "noscript", "template"},
+        )
+    )
+
+
+def _page_attribute(element: str, attribute: str, value: str) -> str | None:
+    return value if attribute not in _ADDRESSES or _IN_ITSELF.match(value) else None
+
+
+_CSS_ADDRESS = re.compile(r"url\(\s*(?![\"']?\s*(?:data:|#)|&quot;\s*(?:data:|#))", re.IGNORECASE)
+
+
+def _tame(html: str) -> str:
+    """CSS without addresses but of data; an escaped one is left to the policy."""
+    return _CSS_ADDRESS.sub("url(data:,", re.sub(r"@import", "@-import", html, flags=re.IGNORECASE))
 
 
 # ---- tables and charts -----------------------------------------------------------------------------------------------
@@ -222,7 +290,35 @@ def _flat(value: Json) -> Json:
 def _image(part: Part) -> str:
     label = escape(part.get("label", ""), quote=True)
     caption = f"<figcaption>{label}</figcaption>" if label else ""
+    if part["src"].startswith("data:image/svg") and uses(base64.b64decode(part["src"].partition(",")[2] + "==")) > MOST_USES:
+        return f'<p class="fbc-dim">this SVG is broken, or repeats itself so often that it would stop a browser</p>{caption}'
     return f'<figure><img src="{part["src"]}" alt="{label or "image"}">{caption}</figure>'
+
+
+def uses(data: bytes) -> int:
+    """How many elements a browser would draw for all `use` of an SVG, with those inside what they name; very many if that cannot be told."""
+    if b"use" not in data:
+        return 0
+    try:
+        root = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, RecursionError):
+        return 10**9
+    named = {name: each for each in root.iter() if (name := each.get("id"))}
+    weights: dict[ElementTree.Element, int] = {}
+
+    def weigh(each: ElementTree.Element, path: int) -> int:
+        if each in weights or path > 200:
+            return weights.get(each, 10**9)
+        weights[each] = 0  # while it is weighed: what names itself is not drawn
+        found = 1 + sum(weigh(child, path + 1) for child in each)
+        if each.tag.rpartition("}")[2] == "use":
+            name = each.get("href") or each.get("{http://www.w3.org/1999/xlink}href") or ""
+            target = named.get(name.removeprefix("#"))
+            found += weigh(target, path + 1) if target is not None else 0
+        weights[each] = min(found, 10**9)
+        return weights[each]
+
+    return weigh(root, 0)
 
 
 def _progress(part: Part) -> str:

@@ -1,9 +1,10 @@
 /** The second bundle: Vega and Vega-Lite, for specifications of people who are not trusted. Loaded by card/vega-loader.ts when a card has a chart.
  *
  * What a specification cannot do here: load anything (the loader refuses every address but images that stand in it), run code (expressions are
- * interpreted), follow links, listen to anything but the pointer over its own chart, or put inputs anywhere else in the page. And it cannot stop the
- * page: every new specification is first drawn by a worker without a page, which is ended when that takes too long. Where a browser lets no worker
- * start, this last protection is missing.
+ * interpreted), follow links, listen to anything but the pointer over its own chart, or put inputs anywhere else in the page. It is drawn on a canvas,
+ * since a browser fetches what a colour of an SVG names (`url(…)`), and a colour can be put together by an expression. And it cannot stop the page: every new
+ * specification is first drawn by a worker without a page, which is ended when that takes too long. Where a browser lets no worker start, this last
+ * protection is missing.
  */
 import { compile, type TopLevelSpec } from "vega-lite";
 import { expressionFunction, type Loader, type LoggerInterface, parse, type Runtime, type Spec, View } from "vega";
@@ -15,6 +16,7 @@ type Given = { [name: string]: Json };
 
 const TRY_MS = 5_000; // for drawing aside, the start of the worker included
 const MARKS = 50_000; // drawn elements of one chart
+const PIXELS = 4_000; // width and height of one chart
 const SEQUENCE = 100_000; // numbers that one expression makes
 const UNTRIED_ROWS = 5_000; // rows of new data for a chart that is known are drawn at once up to here
 const ROWS = "flowbook_rows"; // name of data that has none
@@ -27,19 +29,6 @@ expressionFunction("sequence", (start: number, stop?: number, step = 1) => {
 });
 
 // ---- from a specification to a view -----------------------------------------------------------------------------------
-
-const refuse = (what: string): Promise<never> => Promise.reject(new Error(`a chart loads nothing: ${what.slice(0, 100)}`));
-
-const loader = {
-    options: {},
-    load: refuse,
-    http: refuse,
-    file: refuse,
-    sanitize: (address: string, options?: { context?: string }) =>
-        options?.context === "image" && /^data:image\/(png|jpeg|gif|webp|bmp);base64,[A-Za-z0-9+/=]+$/.test(address)
-            ? Promise.resolve({ href: address })
-            : refuse(address),
-} as unknown as Loader;
 
 class Log implements LoggerInterface {
     errors: string[] = [];
@@ -61,6 +50,19 @@ class Log implements LoggerInterface {
     debug(): this {
         return this;
     }
+}
+
+/** Gives nothing for every address, and says so; Vega itself does not take a refusal well. */
+function loader(log: Log): Loader {
+    const nothing = (): Promise<string> => {
+        log.error("its data must stand in it, since nothing is loaded from elsewhere");
+        return Promise.resolve("[]");
+    };
+    const sanitize = (address: string, options?: { context?: string }): Promise<{ href: string }> =>
+        options?.context === "image" && /^data:image\/(png|jpeg|gif|webp|bmp);base64,[A-Za-z0-9+/=]+$/.test(address)
+            ? Promise.resolve({ href: address })
+            : Promise.reject(new Error("an address that is not in the chart itself"));
+    return { options: {}, load: nothing, http: nothing, file: nothing, sanitize } as unknown as Loader;
 }
 
 interface Prepared {
@@ -137,8 +139,9 @@ interface Task {
 
 async function tryOut({ spec, look }: Task): Promise<void> {
     const log = new Log();
-    const view = new View(prepared(spec, look).runtime, { renderer: "none", loader, logger: log, expr: expressionInterpreter });
+    const view = new View(prepared(spec, look).runtime, { renderer: "none", loader: loader(log), logger: log, expr: expressionInterpreter });
     await run(view, log);
+    if (Math.max(view.width(), view.height()) > PIXELS) throw new Error(`it is larger than ${PIXELS} pixels`);
     if (count((view.scenegraph() as unknown as { root: Group }).root, MARKS) > MARKS) throw new Error(`it draws more than ${MARKS.toLocaleString("en-US")} marks`);
     view.finalize();
 }
@@ -158,6 +161,7 @@ function count(group: Group, most: number): number {
 
 const scope = globalThis as unknown as { document?: unknown; postMessage(message: unknown): void; onmessage: ((event: MessageEvent<Task>) => void) | null };
 if (typeof scope.document === "undefined" && typeof WorkerGlobalScope !== "undefined") {
+    scope.postMessage({ number: 0 }); // it has started
     scope.onmessage = async ({ data }) => {
         try {
             await tryOut(data);
@@ -172,6 +176,7 @@ declare const WorkerGlobalScope: unknown;
 // ---- on the page ---------------------------------------------------------------------------------------------------
 
 let worker: Worker | null = null;
+let living: Worker | null = null; // that has said that it runs
 let numbers = 0;
 let queue: Promise<unknown> = Promise.resolve();
 
@@ -183,43 +188,46 @@ function tried(spec: Given, look: Look): Promise<void> {
 }
 
 function tryOne(spec: Given, look: Look): Promise<void> {
-    if (worker === null) {
-        try {
-            worker = new Worker(import.meta.url, { type: "module" });
-        } catch {
-            return Promise.resolve(); // see the top of the file
-        }
-    }
-    const asked = worker;
+    const asked = started();
+    if (asked === null) return Promise.resolve(); // see the top of the file
     const number = ++numbers;
     return new Promise((resolve, reject) => {
-        const over = (): void => {
-            asked.terminate();
-            if (worker === asked) worker = null;
-            reject(new Error(`drawing it takes more than ${TRY_MS / 1000} s`));
+        const end = (why?: string, lost = false): void => {
+            clearTimeout(timer);
+            if (lost) {
+                asked.terminate();
+                worker = null;
+            }
+            if (why === undefined) resolve();
+            else reject(new Error(why));
         };
-        const timer = setTimeout(over, TRY_MS);
+        const timer = setTimeout(() => end(`drawing it takes more than ${TRY_MS / 1000} s`, true), TRY_MS);
         asked.onmessage = ({ data }: MessageEvent<{ number: number; why?: string }>) => {
-            if (data.number !== number) return;
-            clearTimeout(timer);
-            if (data.why === undefined) resolve();
-            else reject(new Error(data.why));
+            if (data.number === 0) living = asked;
+            else if (data.number === number) end(data.why);
         };
-        asked.onerror = () => {
-            clearTimeout(timer);
-            asked.terminate();
-            if (worker === asked) worker = null;
-            resolve(); // it could not start
+        asked.onerror = (event) => {
+            event.preventDefault();
+            end(living === asked ? event.message || "it cannot be drawn" : undefined, true);
         };
         asked.postMessage({ number, spec, look } satisfies Task);
     });
+}
+
+function started(): Worker | null {
+    try {
+        worker ??= new Worker(import.meta.url, { type: "module" });
+    } catch {
+        return null;
+    }
+    return worker;
 }
 
 async function draw(el: HTMLElement, spec: Given, look: Look): Promise<Drawing> {
     await tried(spec, look);
     const { runtime, rows } = prepared(spec, look);
     const log = new Log();
-    const view = new View(runtime, { renderer: "svg", container: el, hover: true, loader, logger: log, expr: expressionInterpreter });
+    const view = new View(runtime, { renderer: "canvas", container: el, hover: true, loader: loader(log), logger: log, expr: expressionInterpreter });
     try {
         await run(view, log);
     } catch (fault) {

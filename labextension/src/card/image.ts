@@ -66,7 +66,8 @@ export function uses(drawing: Document): number {
     const weigh = (el: Element, path: Set<Element>): number => {
         const known = weights.get(el);
         if (known !== undefined) return known;
-        if (path.has(el) || path.size > 200) return 0;
+        if (path.has(el)) return 0; // what names itself is not drawn
+        if (path.size > 200) return 1e9;
         path.add(el);
         let sum = 1;
         for (const child of el.children) sum = Math.min(sum + weigh(child, path), 1e9);

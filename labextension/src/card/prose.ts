@@ -2,7 +2,7 @@
 import type { Component } from "../types";
 import { paint } from "../text";
 import { type Drawn, h, morph, number, say, set, show, text } from "./dom";
-import { markdown } from "./markdown";
+import { markdown, pageOf } from "./markdown";
 
 export function markdownBlock(): Drawn {
     const el = h("div", { class: "fbl-prose" });
@@ -80,13 +80,10 @@ export function code(): Drawn {
 export const POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:";
 const HEIGHT = 400;
 
-/** What the frame shows: in a frame without scripts a second one, so that the policy of the first holds for wherever a link in the second leads.
- * Elements that open a connection or change the frame's own ground are renamed, since policies do not cover all of them.
- */
+/** What the frame shows: in a frame without scripts a second one, so that the policy of the first holds for wherever a link in the second leads. */
 export function framed(html: string): string {
-    const tame = html.replace(/<(?=(?:link|base|meta|frameset|portal|fencedframe)\b)/gi, "<x-");
     const head = `<meta http-equiv="Content-Security-Policy" content="${POLICY}"><meta http-equiv="x-dns-prefetch-control" content="off">`;
-    const inner = attribute(`${head}${tame}`);
+    const inner = attribute(head + pageOf(html));
     const fill = "html,body{margin:0;height:100%}iframe{border:0;width:100%;height:100%;display:block;color-scheme:light}";
     return `${head}<style>${fill}</style><iframe sandbox="" referrerpolicy="no-referrer" title="HTML of the step" srcdoc="${inner}"></iframe>`;
 }

@@ -1,0 +1,205 @@
+"""Cards in a browser: every component, drawn and redrawn in its place; hostile cards, in the notebook's way and as static pages."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowbook import cards
+from flowbook.cards import (
+    HTML,
+    Artifact,
+    Component,
+    Error,
+    EventsTimeline,
+    Image,
+    JSONViewer,
+    LineChart,
+    Markdown,
+    ProgressBar,
+    PythonCode,
+    Table,
+    ValueBox,
+    VegaChart,
+    YAMLViewer,
+    html,
+    wire,
+)
+from tests.browser import hostile
+from tests.browser.card_page import CardPage, Trap, node
+
+Json = Any
+
+
+@pytest.fixture(scope="module")
+def drawing(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CardPage]:
+    if node() is None:
+        message = "no node, or no node_modules (npm ci --ignore-scripts): the browser tests of cards did not run"
+        if os.environ.get("FLOWBOOK_BROWSER_TESTS") == "required":
+            pytest.fail(message)
+        pytest.skip(message)
+    page = CardPage(browser, tmp_path_factory.mktemp("cards"))
+    yield page
+    page.close()
+
+
+HOSTILE = hostile.cards("http://127.0.0.1:1")
+
+
+@pytest.fixture
+def watched(drawing: CardPage) -> Iterator[CardPage]:
+    """The page without what an earlier test left on it."""
+    for noted in (drawing.seen, drawing.dialogs, drawing.errors, drawing.popups, drawing.trap.heard):
+        noted.clear()
+    if drawing.page.evaluate("document.querySelectorAll('.fbl-card').length"):
+        drawing.open()
+    yield drawing
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_card_reaches_nothing_and_the_rest_is_drawn(watched: CardPage, name: str) -> None:
+    """Drawn as Python read it, as in the notebook, and as it came, since the front end must not need that."""
+    text = hostile.cards(watched.trap.address)[name]
+    ways = {"read": cards.read(text.encode()), **({"raw": text} if "NaN" not in text else {})}
+    for way, card in ways.items():
+        watched.draw(card, way)
+        watched.page.mouse.click(150, 100)
+    watched.settled()
+    watched.page.wait_for_timeout(50)
+    assert_unharmed(watched)
+    assert watched.page.locator('[data-component="last"]').all_inner_texts() == ["still here"] * len(ways)
+    for way in ways:
+        watched.page.evaluate("name => window.cards.end(name)", way)
+
+
+def assert_unharmed(drawing: CardPage) -> None:
+    state = drawing.page.evaluate(
+        """() => ({canary: window.canary, polluted: ({}).polluted, title: document.title, outside: document.getElementById('outside').outerHTML,
+            children: [...document.body.children].map(el => el.localName).join(), scripts: document.querySelectorAll('#cards script').length,
+            cursor: document.body.style.cursor, at: location.pathname})"""
+    )
+    assert state == {
+        "canary": "alive",
+        "polluted": None,
+        "title": "cards",
+        "outside": '<div id="outside">outside</div>',
+        "children": "div,div,script",
+        "scripts": 0,
+        "cursor": "",
+        "at": "/index.html",
+    }
+    assert drawing.seen == [] and drawing.trap.heard == []
+    assert drawing.dialogs == [] and drawing.popups == [] and drawing.errors == []
+
+
+# ---- what is drawn -------------------------------------------------------------------------------------------------------
+
+
+def every_component() -> list[Component]:
+    losses = LineChart("loss", x_label="epoch")
+    for i in range(60):
+        losses.add("train", 1 / (i + 1) + 0.02 * (i % 5), i)
+        losses.add("validation", 1.3 / (i + 1) + 0.05 if i != 30 else None, i)
+    events = EventsTimeline("calls of the agent")
+    events.update(
+        {"tool": "search", "query": "learning rates", "took": 0.4},
+        "tool_call",
+        payloads={"found": ["a", {"b": 1}], "code": PythonCode(code_string="x = 1")},
+    )
+    events.update({"event": "out of memory", "worker": 3}, "error", "critical", finished=True)
+    bars = {"mark": "bar", "data": {"values": [{"model": m, "score": s} for m, s in (("linear", 0.71), ("forest", 0.83), ("net", 0.88))]}}
+    bars |= {"encoding": {"x": {"field": "score", "type": "quantitative"}, "y": {"field": "model", "type": "nominal", "sort": "-x"}}}
+    table = Table(
+        [["linear", 0.71, ProgressBar(10, value=4)], ["forest", 0.8312345, ProgressBar(10, value=10)], ["net", None, "waits"]],
+        ["model", "score", "state"],
+    )
+    text = "## Epoch 30 of 60\n\nThe *learning rate* was **halved** twice, see `schedule`.\n\n- first at 10\n- then at 20\n\n| a | b |\n|---|--:|\n| x | 1 |\n\n> kept"
+    code = "@step\ndef train(self):\n    # one epoch\n    loss = fit(lr=0.01, name='net')\n    return loss"
+    return [
+        Markdown(text),
+        ValueBox("Accuracy", 0.8812, "of 10,000", "success", "+2.1 %"),
+        ValueBox("Loss", 0.0312, "validation", "warning"),
+        ValueBox("Failed", 3, theme="danger"),
+        ValueBox("Throughput", "1,204 / s", theme="bg-gradient-indigo-purple"),
+        ProgressBar(60, "epochs", 30, "epoch", "12.3 a second"),
+        ProgressBar(0, "downloaded", 1234567, "bytes"),
+        losses,
+        VegaChart(bars),
+        table,
+        Artifact({"lr": 0.01, "layers": [64, 64]}, "config"),
+        Image(f"data:image/svg+xml;base64,{base64.b64encode(DOT).decode()}", "a picture"),
+        JSONViewer({"model": {"layers": [64, 64, 10], "dropout": 0.1, "name": "net"}, "seeds": list(range(5)), "ok": True, "none": None}, title="Settings"),
+        YAMLViewer({"model": {"layers": [64, 64], "name": "net"}}, title="Settings as YAML"),
+        events,
+        PythonCode(code_string=code),
+        HTML("<style>b{color:#7a3fa0}</style><p>HTML of <b>the step</b>, in a frame of its own", height=60),
+        Error("Traceback (most recent call last):\n  File \"cell\", line 3\nValueError: \x1b[31mno rows\x1b[0m", "ValueError: no rows"),
+    ]  # fmt: skip
+
+
+DOT = b'<svg xmlns="http://www.w3.org/2000/svg" width="160" height="60"><rect width="160" height="60" fill="#e8eef6"/><circle cx="80" cy="30" r="20" fill="#3b7dc4"/></svg>'
+
+
+def card_of(*components: Component, **head: Any) -> Any:
+    entries = [(part.id or f"#{i}", part.freeze()) for i, part in enumerate(components)]
+    return cards.read(wire.write({"id": "main", "type": "blank", "state": "running", "n": 1, **head}, entries))
+
+
+def test_every_component_is_drawn_light_dark_and_narrow(watched: CardPage, pictures: Path) -> None:
+    card = card_of(*every_component())
+    kinds = {part["type"] for part in card["components"]}
+    for theme, width in (("light", 1000), ("dark", 1000), ("light", 360)):
+        watched.page.set_viewport_size({"width": width, "height": 900})
+        el = watched.draw(card, "every", theme)
+        watched.settled()
+        watched.page.wait_for_timeout(300)
+        watched.page.screenshot(path=pictures / f"card-{theme}-{width}.png", full_page=True)
+        assert el.locator(":scope .fbl-parts > *").count() == len(card["components"])
+        assert "cannot be" not in el.inner_text() and "Epoch 30 of 60" in el.inner_text()
+        assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"wider than {width}"
+    watched.page.set_viewport_size({"width": 1000, "height": 900})
+
+    assert kinds == set(wire.FIELDS)
+    assert el.locator("canvas").count() == 1 and watched.page.evaluate("window.cards.asked()") == 1
+    assert watched.errors == [] and watched.seen == []
+
+
+# ---- static pages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["JavaScript", "no JavaScript"])
+def test_hostile_cards_as_static_pages_reach_nothing(browser: Any, tmp_path: Path, scripts: bool) -> None:
+    trap = Trap()
+    context = browser.new_context(java_script_enabled=scripts)
+    page = context.new_page()
+    asked: list[str] = []
+    noted: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("requestfailed", lambda request: asked.remove(request.url) if request.failure == "csp" else None)
+    context.on("page", lambda page: noted.append(page.url))
+    page.on("dialog", lambda dialog: (noted.append(dialog.message), dialog.dismiss()))
+    file = tmp_path / "card.html"
+    for some in batches(hostile.cards(trap.address)):
+        file.write_text(html.page([cards.read(text.encode()) for text in some.values()], "cards"))
+        page.goto(file.as_uri())
+        page.mouse.click(150, 120)
+        page.wait_for_timeout(50)
+        assert page.locator("body").inner_text().count("still here") == len(some) and page.title() == "cards", some.keys()
+        assert [url for url in asked if not url.startswith(("data:", "about:"))] == [file.as_uri()], some.keys()
+        assert (trap.heard, noted) == ([], []), some.keys()
+        asked.clear()
+    context.close()
+    trap.close()
+
+
+def batches(found: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Those with something to be clicked each for itself, the others by tens."""
+    alone = [name for name, text in found.items() if "id=go" in text]
+    yield from ({name: found[name]} for name in alone)
+    rest = [name for name in found if name not in alone]
+    yield from ({name: found[name] for name in rest[i : i + 10]} for i in range(0, len(rest), 10))
