@@ -118,7 +118,7 @@ MODULES: dict[str, dict[str, str]] = {
     "metaflow.util": _same("flowbook.compat.extras", "get_username to_bytes to_unicode is_stringish"),
 }
 
-_DEPLOY = "Flows are not deployed from Python here; @schedule and @trigger are kept with the flow, and `check` prints them."
+_DEPLOY = "Flows are not deployed from Python here; @schedule and @trigger are kept with the flow, and `flowbook show` prints them."
 _STORAGE = "Keep values as artifacts (self.data = …), flowbook.File and flowbook.Directory, or use boto3 itself."
 _INTERNAL = "It is not part of Metaflow's public interface. The public names are served: `from metaflow import …`."
 
@@ -143,7 +143,7 @@ REFUSED: dict[str, str] = {
     "inspect_spin": "`spin` is not there. `flowbook test FLOW.py STEP` runs one step alone.",
     "R": "Flows in R are not supported.",
     "conda_environment_yml_parser": "Give parser= a function of your own, which takes the text and returns a dict.",
-    "pyproject_toml_parser": "A Config whose file ends in .toml is read as TOML without a parser.",
+    "pyproject_toml_parser": "Give parser= a function of your own, which takes the text and returns a dict.",
     "requirements_txt_parser": "Give parser= a function of your own, which takes the text and returns a dict.",
     "yaml_parser": 'Give parser="yaml.safe_load" instead.',
     "cli_args": _INTERNAL,

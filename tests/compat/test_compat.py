@@ -371,3 +371,34 @@ def test_a_mutator_that_is_used_wrongly_says_so(installed: None) -> None:
             """),
             {},
         )
+
+
+# ---- where Metaflow cannot be had -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_metaflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    def missing(peer: str) -> Path:
+        raise both.PeerMissing("metaflow cannot be installed: no network")
+
+    monkeypatch.setattr(both, "python_of", missing)
+    monkeypatch.setattr(both, "cached", lambda flow: tmp_path / "nothing")
+    both.why_missing.cache_clear()
+    yield
+    both.why_missing.cache_clear()
+
+
+def test_without_metaflow_the_records_are_what_is_compared_with(no_metaflow: None) -> None:
+    flow = next(each for each in FLOWS if each.name == "linear")
+
+    with pytest.warns(UserWarning, match="compared with what was recorded: metaflow cannot be installed: no network"):
+        record = both.expected(flow)
+
+    assert record == both.recorded(flow)[1]
+
+
+def test_without_metaflow_a_changed_file_is_not_passed_over(no_metaflow: None, tmp_path: Path) -> None:
+    (tmp_path / "linear.py").write_text("class OtherFlow(FlowSpec): ...\n")
+
+    with pytest.raises(AssertionError, match=r"linear\.py has changed since it was recorded"):
+        both.expected(both.FlowFile(tmp_path / "linear.py"))
