@@ -165,8 +165,101 @@ def test_every_component_is_drawn_light_dark_and_narrow(watched: CardPage, pictu
     watched.page.set_viewport_size({"width": 1000, "height": 900})
 
     assert kinds == set(wire.FIELDS)
+    assert any("HTML of the step" in frame.locator("body").inner_text() for frame in watched.page.frames[1:])
     assert el.locator("canvas").count() == 1 and watched.page.evaluate("window.cards.asked()") == 1
     assert watched.errors == [] and watched.seen == []
+
+
+def test_a_card_is_updated_in_its_place(watched: CardPage) -> None:
+    def state(epoch: int, *more: Component) -> Any:
+        losses = LineChart("loss")
+        for i in range(epoch):
+            losses.add("train", 1 / (i + 1))
+        rows = [[i, i * epoch, ProgressBar(10, value=epoch)] for i in range(80)]
+        text = Markdown(f"# Epoch {epoch}\n\n```\n" + "line\n" * 100 + "```")
+        return card_of(text, ProgressBar(10, "epochs", epoch), losses, Table(rows, ["a", "b", "c"]), *more)
+
+    el = watched.draw(state(2, ValueBox("x", 1)))
+    page = watched.page
+    page.evaluate(
+        """() => { for (const part of document.querySelectorAll('#cards *')) part.kept = true;
+            document.querySelector('#cards pre').scrollTop = 300; document.querySelector('#cards .fbl-table .fbl-scroll').scrollTop = 200; }"""
+    )
+    watched.draw(state(7, Markdown("now text"), ValueBox("new", 2)))
+
+    kept = "el => [el.kept === true, el.scrollTop]"
+    assert el.locator("h1").inner_text() == "Epoch 7" and el.locator("h1").evaluate(kept) == [True, 0]
+    assert el.locator("pre").first.evaluate(kept) == [True, 300]
+    assert el.locator(".fbl-table .fbl-scroll").evaluate(kept) == [True, 200]
+    assert el.locator(".fbl-parts > .fbl-progress").get_attribute("class") == "fbl-progress"
+    assert el.locator(".fbl-parts > .fbl-progress .fbl-bar").get_attribute("aria-valuenow") == "70"
+    assert el.locator("tbody tr").nth(3).locator("td").nth(1).inner_text() == "21"
+    assert el.locator("tbody td .fbl-bar").first.evaluate("el => [el.kept === true, el.getAttribute('aria-valuenow')]") == [True, "70"]
+    assert el.locator(".fbl-curves path").evaluate("el => [el.kept === true, el.getAttribute('d').split('L').length]") == [True, 7]
+    assert el.locator('[data-component="#4"]').inner_text() == "now text" and el.locator(".fbl-big").inner_text() == "2"
+
+    watched.draw(card_of())
+    assert el.inner_text() == "nothing is shown yet" and el.locator(".fbl-parts > *").count() == 0
+
+
+def test_of_many_rows_the_first_are_drawn_until_all_are_asked_for(watched: CardPage) -> None:
+    el = watched.draw(card_of(Table([[i] for i in range(1_500)], ["n"])))
+    assert el.locator("tbody tr").count() == 100 and "not kept: 500 more rows" in el.inner_text()
+    el.get_by_text("show 900 more rows").click()
+    assert el.locator("tbody tr").count() == 1_000
+
+
+def test_what_is_folded_is_drawn_when_it_is_opened(watched: CardPage) -> None:
+    events = EventsTimeline("calls")
+    events.update({"tool": "search"}, payloads={"found": Markdown("**seven**")})
+    data = {f"k{i}": {"deep": {"x": [{"y": i}]}} for i in range(300)}
+    el = watched.draw(card_of(events, JSONViewer(data)))
+    assert el.locator("strong", has_text="seven").count() == 0 and '"y"' not in el.inner_text()
+    el.get_by_text("found").click()
+    assert el.locator("strong", has_text="seven").is_visible()
+    el.get_by_text("100 more").click()
+    el.locator(".fbl-entry", has_text="k299").locator("summary").first.click()
+    assert "deep" in el.locator(".fbl-entry", has_text="k299").last.inner_text()
+
+
+def bars(scale: int, title: str = "scores") -> VegaChart:
+    rows = [{"model": name, "score": len(name) * scale} for name in ("a", "bb", "ccc")]
+    encoding = {"x": {"field": "score", "type": "quantitative"}, "y": {"field": "model", "type": "nominal"}}
+    return VegaChart({"mark": "bar", "title": title, "data": {"values": rows}, "encoding": encoding})
+
+
+def test_a_chart_of_vega_takes_new_data_without_being_made_anew(watched: CardPage) -> None:
+    def canvas() -> Any:
+        return watched.page.evaluate(
+            """() => { const found = document.querySelectorAll('#cards canvas'); const kept = found[0].kept === true; found[0].kept = true;
+                return [found.length, kept, found[0].toDataURL()]; }"""
+        )
+
+    def drawn(chart: VegaChart, theme: str = "light") -> Any:
+        watched.draw(card_of(chart), theme=theme)
+        watched.page.wait_for_timeout(300)
+        watched.settled()
+        return canvas()
+
+    first, data, spec, dark = drawn(bars(1)), drawn(bars(5)), drawn(bars(5, "points")), drawn(bars(5, "points"), "dark")
+    assert [each[:2] for each in (first, data, spec, dark)] == [[1, False], [1, True], [1, False], [1, False]]
+    assert len({each[2] for each in (first, data, spec, dark)}) == 4
+    assert watched.errors == []
+
+
+def test_many_charts_share_one_vega_and_a_wrong_one_shows_its_data(watched: CardPage) -> None:
+    wrong = VegaChart(
+        {
+            "mark": "bar",
+            "data": {"values": [{"a": 1, "b": "x"}]},
+            "encoding": {"x": {"field": "a", "type": "nonsense", "bin": 5}},
+            "params": 3,
+        }
+    )
+    el = watched.draw(card_of(*[bars(i, f"chart {i}") for i in range(20)], wrong))
+    watched.settled()
+    assert el.locator("canvas").count() == 20 and watched.page.evaluate("window.cards.asked()") <= 1
+    assert "this chart cannot be drawn" in el.inner_text() and el.locator("td", has_text="x").count() == 1
 
 
 # ---- static pages ------------------------------------------------------------------------------------------------------

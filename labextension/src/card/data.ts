@@ -52,6 +52,8 @@ function tree(value: Json, budget: { left: number }): Node {
     const entries: [string, Json][] = Array.isArray(value) ? value.map((part, i) => [String(i), part]) : Object.entries(value);
     const count = `${entries.length.toLocaleString("en-US")} ${Array.isArray(value) ? "item" : "entr"}${Array.isArray(value) ? (entries.length === 1 ? "" : "s") : entries.length === 1 ? "y" : "ies"}`;
     if (!entries.length) return h("span", { class: "fbl-dim" }, Array.isArray(value) ? "[]" : "{}");
+    const short = brief(value);
+    if (short) return short;
     budget.left -= Math.min(entries.length, LISTED);
     const open = budget.left >= 0;
     const el = h("details", { class: "fbl-tree", open }, h("summary", {}, h("span", { class: "fbl-dim" }, Array.isArray(value) ? `[ ${count} ]` : `{ ${count} }`)));
@@ -60,6 +62,24 @@ function tree(value: Json, budget: { left: number }): Node {
     };
     if (open) fill();
     else el.addEventListener("toggle", () => ((budget.left = OPENED), fill()), { once: true });
+    return el;
+}
+
+const ON_A_LINE = 64; // characters
+
+/** A short list or object of plain values on one line; null if it is not that. */
+function brief(value: Json[] | { [name: string]: Json }): HTMLElement | null {
+    const parts = Object.values(value);
+    if (parts.length > 12 || parts.some((part) => typeof part === "object" && part !== null)) return null;
+    if (JSON.stringify(value).length > ON_A_LINE) return null;
+    const isList = Array.isArray(value);
+    const el = h("span", {}, isList ? "[" : "{ ");
+    Object.entries(value).forEach(([name, part], i) => {
+        if (i) el.append(", ");
+        if (!isList) el.append(h("bdi", { class: "fbl-key" }, name), ": ");
+        el.append(leaf(part as Exclude<Json, object> | null));
+    });
+    el.append(isList ? "]" : " }");
     return el;
 }
 

@@ -111,11 +111,11 @@ export function same(a: unknown, b: unknown): boolean {
  *
  *     shown(1234567) === "1,234,567", shown(0.1 + 0.2) === "0.3"
  */
-export function shown(value: number): string {
+export function shown(value: number, digits = 6): string {
     if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
     const size = Math.abs(value);
     if (size >= 1e6 || size < 1e-4) return value.toExponential(4).replace(/\.?0+e/, "e").replace("e+", "e");
-    return String(Number(value.toPrecision(6)));
+    return String(Number(value.toPrecision(digits)));
 }
 
 /** One thing that is drawn, and redrawn with other fields in the same place. */

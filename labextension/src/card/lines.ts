@@ -6,6 +6,7 @@ import { type Line, label, latest, nearest, path, place, type Scale, scale, tick
 const HEIGHT = 190;
 const WIDTH = 520; // where the width is not known
 const EDGE = { left: 52, right: 12, top: 10, bottom: 26 };
+const LABEL = 14; // pixels more below where the x axis has a name
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "1 3", "10 4", "4 2", "12 3 3 3"];
 const COLOURS = 8; // --fbl-line-0 …
 
@@ -21,7 +22,7 @@ export function lines(): Drawn {
     const axes = s("g", { class: "fbl-axes" });
     const curves = s("g", { class: "fbl-curves" });
     const cursor = s("g", { class: "fbl-cursor", visibility: "hidden" });
-    const drawing = s("svg", { class: "fbl-lines", role: "img", height: HEIGHT }, axes, curves, cursor);
+    const drawing = s("svg", { class: "fbl-lines", role: "img" }, axes, curves, cursor);
     const empty = h("div", { class: "fbl-dim" }, "no number yet");
     const note = h("div", { class: "fbl-dim" });
     const el = h("figure", { class: "fbl-figure" }, title, drawing, empty, legend, note);
@@ -36,7 +37,9 @@ export function lines(): Drawn {
         shownLines = seriesOf(last.series);
         const width = Math.max(drawing.clientWidth || WIDTH, 160);
         scales = scalesOf(shownLines, width);
-        set(drawing, "viewBox", `0 0 ${width} ${HEIGHT}`);
+        const height = HEIGHT + (text(last.x_label) ? LABEL : 0);
+        set(drawing, "viewBox", `0 0 ${width} ${height}`);
+        set(drawing, "height", height);
         const name = text(last.title);
         say(title, name);
         show(title, name !== "" && !(shownLines.length === 1 && shownLines[0]?.name === name));
@@ -118,7 +121,7 @@ function drawAxes(axes: SVGGElement, { x, y }: { x: Scale; y: Scale }, width: nu
     }
     const shownTicks = ticks(x.low, x.high, Math.max(Math.floor(width / 90), 2));
     for (const at of shownTicks) parts.push(s("text", { x: place(x, at), y: bottom + 15, "text-anchor": "middle" }, label(at)));
-    if (xLabel) parts.push(s("text", { x: width - EDGE.right, y: bottom - 5, "text-anchor": "end" }, xLabel));
+    if (xLabel) parts.push(s("text", { x: (EDGE.left + width - EDGE.right) / 2, y: HEIGHT + LABEL - 4, "text-anchor": "middle" }, xLabel));
     parts.push(s("line", { class: "fbl-base", x1: EDGE.left, x2: width - EDGE.right, y1: bottom + 0.5, y2: bottom + 0.5 }));
     axes.replaceChildren(...parts);
 }
@@ -161,7 +164,7 @@ function drawLegend(legend: HTMLElement, rows: Row[], all: Line[], at: number | 
         const point = at === null ? null : nearest(line, at);
         const found = at === null ? latest(line) : point === null ? null : (line.y[point] ?? null);
         say(row.name, line.name);
-        say(row.value, (found === null ? "–" : shown(found)) + (point === null ? "" : ` at ${shown(line.x[point] as number)}`));
+        say(row.value, (found === null ? "–" : shown(found, 5)) + (point === null ? "" : ` at ${shown(line.x[point] as number)}`));
     });
     arrange(legend, rows.map((row) => row.el));
 }

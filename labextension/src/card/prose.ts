@@ -91,7 +91,7 @@ export function framed(html: string): string {
 const attribute = (value: string): string => value.replaceAll("&", "&amp;").replaceAll('"', "&quot;");
 
 export function frame(): Drawn {
-    const inner = h("iframe", { sandbox: "", referrerpolicy: "no-referrer", loading: "lazy", title: "HTML of the step" });
+    const inner = h("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML of the step" });
     const el = h("div", { class: "fbl-frame" }, inner);
     let last: string | null = null;
     return {
