@@ -208,6 +208,21 @@ def test_steps_and_head_say_what_the_status_says() -> None:
     assert panel(*ran(0)).shown(NOW + 9).head["retry"] is None
 
 
+def test_a_foreach_that_was_evaluated_is_no_task_of_its_own_one_that_failed_is() -> None:
+    spec = flow(step("fan", foreach="range(2)"), run="1")
+    view = RunView(spec)
+    data = PanelData(Run(spec, view))
+    view.watchers.append(data.heard)
+    plan = Task("fan", (), "plan")
+    view.apply(events.run_started(NOW))
+    view.apply(events.launched(plan, NOW))
+    assert [row["id"] for row in data.shown(NOW + 1).tasks] == ["fan plan"]
+
+    view.apply(events.succeeded(plan, NOW + 1, plans={"fan": {"count": 2}}))
+    assert [row["id"] for row in data.shown(NOW + 1).tasks] == ["fan[0]", "fan[1]"]
+    assert "fan plan" not in data.shown(NOW + 1).details
+
+
 # ---- tables -------------------------------------------------------------------------------------------------------------------
 
 

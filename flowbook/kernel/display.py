@@ -194,7 +194,8 @@ def status_text(run: Run, now: float | None = None, note: str = "") -> str:
     return "\n".join(lines)
 
 
-def status_html(run: Run, now: float | None = None, note: str = "") -> str:
+def status_html(run: Run, now: float | None = None, note: str = "", below: str = "") -> str:
+    """The status as HTML. `note` is one more line, `below` HTML that stands under it."""
     now = time.time() if now is None else now
     cells = []
     for row in rows(run, now):
@@ -212,8 +213,8 @@ def status_html(run: Run, now: float | None = None, note: str = "") -> str:
             f'<span class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</span><span>{took}</span>'
             f'<span class="fb-dim fb-note">{html.escape(row["note"])}</span>'
         )
-    below = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
-    below += f'<div class="fb-dim">{html.escape(note)}</div>' if note else ""
+    lines = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
+    lines += f'<div class="fb-dim">{html.escape(note)}</div>' if note else ""
     error = ""
     if any(run.view.state.counts(step.name).get("failed") for step in run.spec.steps):
         first = failure(run)
@@ -221,7 +222,7 @@ def status_html(run: Run, now: float | None = None, note: str = "") -> str:
         error = f'<pre class="fb-error">{html.escape(text)}</pre>'
     return (
         f'{STYLE}<div class="flowbook"><div class="fb-head">{html.escape(headline(run, now))}</div>'
-        f'<div class="fb-rows">{"".join(cells)}</div>{below}{error}</div>'
+        f'<div class="fb-rows">{"".join(cells)}</div>{lines}{error}{below}</div>'
     )
 
 
@@ -478,6 +479,7 @@ class Painter:
         self._last_outputs = ""
         self._pause_s = MIN_INTERVAL_S
         self._note: str | None = None
+        self._lasting = ""
         self._lock = threading.Lock()
         self._panel_id = uuid.uuid4().hex
         self._panel = create_panel(self)
@@ -512,6 +514,7 @@ class Painter:
             view = self._run.view
             if view.ended is not None and self._note is None:
                 self._note = large_note(self._session, self._run)
+                self._lasting = lasting(self._session, self._run) if self.rich else ""
             note = self._note or ""
             with self._session.engine.changed:
                 version = (view.version, view.ended is not None)
@@ -520,7 +523,7 @@ class Painter:
                     return
                 self._painted = version
                 begun = time.perf_counter()
-                page, text = status_html(self._run, note=note), status_text(self._run, note=note)
+                page, text = status_html(self._run, note=note, below=self._lasting), status_text(self._run, note=note)
                 below, below_text = outputs_html(self._run), outputs_text(self._run)
                 # However much there is to paint, nearly all of the time is left to the cells of the notebook.
                 self._pause_s = min(max(MIN_INTERVAL_S, PAUSE_RATIO * (time.perf_counter() - begun)), MAX_INTERVAL_S)
@@ -545,7 +548,7 @@ class Painter:
     def follow(self, run: Run) -> None:
         """Paint another run in the same place: the one that Retry made of this one."""
         with self._lock:
-            self._run, self._painted, self._note = run, (-1, False), None
+            self._run, self._painted, self._note, self._lasting = run, (-1, False), None, ""
         threading.Thread(target=self._loop, name="flowbook-painter", daemon=True).start()
 
     def finish(self) -> None:
@@ -559,6 +562,15 @@ class Painter:
         # Sent with the header of the cell that started the run, so that it appears there whatever cell runs now.
         kind = "update_display_data" if update else "display_data"
         publisher.session.send(publisher.pub_socket, kind, content, parent=self._parent, ident=publisher.topic)
+
+
+def lasting(session: Session, run: Run) -> str:
+    """What stays under the status of a run that has ended: its graph and its cards."""
+    from flowbook.kernel.lasting import lasting_html
+
+    if run.view.ended == "lost":
+        return ""
+    return lasting_html(session.store, run, {row["step"].name: row_state(row, run.view.ended) for row in rows(run, time.time())})
 
 
 def create_panel(painter: Painter) -> RunPanel | None:

@@ -10,7 +10,9 @@ The front end is built by .ci/frontend. Without it, or without anywidget, `creat
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -104,7 +106,7 @@ class RunPanel:
             self._done.set()
 
     def _wait_for_quiet(self) -> None:
-        if "anywidget" in _loaded():
+        if "anywidget" in sys.modules:
             return
         changed, view = self._session.engine.changed, self._run.view
         with changed:
@@ -167,8 +169,11 @@ class RunPanel:
 
     @staticmethod
     def _state(shown: Shown) -> dict[str, Json]:
+        """By the keys of the model."""
         state: dict[str, Json] = {"head": shown.head, "steps": shown.steps, "tasks": shown.tasks, "tables": shown.tables}
         state |= {f"detail {name}": detail for name, detail in shown.details.items()}
+        if any(map(uses_vega, shown.cards.values())) and (asset := vega()) is not None:
+            state["vega"] = asset
         return state | shown.cards
 
     def _read(self) -> bool:
@@ -282,15 +287,36 @@ class RunPanel:
         self.start()
 
 
+def uses_vega(part: Json) -> bool:
+    """Whether a card, or a part of one, has a chart that needs Vega."""
+    if isinstance(part, dict):
+        inner = part.get("components"), part.get("rows"), part.get("events"), part.get("payloads")
+        return part.get("type") == "vega" or any(uses_vega(each) for each in inner if each)
+    if isinstance(part, list):
+        return any(uses_vega(each) for each in part if isinstance(each, (dict, list)))
+    return False
+
+
+@cache
+def vega() -> dict[str, str] | None:
+    """Vega for all panels of this kernel: one more widget, which holds its code as bytes, so that no panel carries it and no network is asked."""
+    path = STATIC / "vega.js"
+    if not path.is_file():
+        return None
+    import anywidget
+    import traitlets
+
+    class Vega(anywidget.AnyWidget):
+        _esm = "export default {}"
+        bytes = traitlets.Bytes().tag(sync=True)
+
+    code = path.read_bytes()
+    return {"model": Vega(bytes=code).model_id, "version": hashlib.sha256(code).hexdigest()[:16]}
+
+
 def _is_only_later(head: Mapping[str, Json], before: Mapping[str, Json] | None) -> bool:
     """Whether a head tells nothing but the time, less than a second after the last."""
     return before is not None and head["now"] - before["now"] < 0.95 and {**head, "now": 0} == {**before, "now": 0}
-
-
-def _loaded() -> Mapping[str, Any]:
-    import sys
-
-    return sys.modules
 
 
 @cache

@@ -413,7 +413,9 @@ class PanelData:
 
     def _task_rows(self) -> list[TaskJson]:
         tasks = self._view.state.tasks
-        return [self._task_row(task) for task in self._listed(tasks, self._newest, TASKS)]
+        listed = self._listed(tasks, self._newest, TASKS)
+        # A --foreach that was evaluated is no work of its own: its tasks stand for it.
+        return [self._task_row(task) for task in listed if task.part == "body" or tasks[task].state != "succeeded"]
 
     def _task_row(self, task: Task) -> TaskJson:
         row = self._rows.get(task)
@@ -535,7 +537,8 @@ class PanelData:
         for task in reversed(self._newest):
             if len(wanted) >= DETAILS:
                 break
-            wanted[task] = None
+            if task.part == "body":
+                wanted[task] = None
         return list(wanted)
 
     def _detail(self, task: Task) -> Detail:

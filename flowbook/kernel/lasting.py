@@ -1,0 +1,80 @@
+"""What stays of a run in the notebook when no kernel and no script is there: its graph and its cards, under the last status.
+
+Part of the static status of an ended run, so it is in the reopened notebook, in nbconvert's pages and on sites that show code. Bounded: of
+each step the cards of its first tasks, and in all not more than MOST_CHARS; what is left out is said. `%flow card` shows any of them.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flowbook import cards
+from flowbook.cards import html as drawing
+from flowbook.cards import wire
+from flowbook.engine.events import Task
+from flowbook.errors import FlowbookError
+from flowbook.spec import graph
+from flowbook.spec.flow import Spec, task_name
+from flowbook.store import layout
+
+if TYPE_CHECKING:
+    from flowbook.engine.state import TaskState
+    from flowbook.kernel.runs import Run
+    from flowbook.store.base import Store
+
+Json = Any
+
+TASKS_OF_A_STEP = 4
+MOST_CARDS = 16
+MOST_CHARS = 400_000  # of all cards as HTML
+OPEN = 2  # cards that are unfolded
+
+
+def lasting_html(store: Store, run: Run, states: Mapping[str, str]) -> str:
+    """The graph, its steps in these states, and the cards. Reads the store; "" of a run that is one step without a card."""
+    steps = run.spec.steps
+    drawn = f'<div class="fb-graph" style="overflow-x:auto;margin:8px 0">{graph.graph_svg(steps, states)}</div>' if len(steps) > 1 else ""
+    blocks: list[str] = []
+    left_out, room = 0, MOST_CHARS
+    for name, card in _cards(store, run) if may_have_cards(run.spec) else ():
+        page = drawing.fragment(card)
+        if len(blocks) == MOST_CARDS or len(page) > room:
+            left_out += 1
+            continue
+        room -= len(page)
+        opened = " open" if len(blocks) < OPEN else ""
+        blocks.append(f"<details{opened}><summary>card of {html.escape(name)}</summary>{page}</details>")
+    if left_out:
+        blocks.append(f'<div class="fb-dim">{left_out} more cards: <code>%flow card {html.escape(run.id)}/STEP</code></div>')
+    return drawn + (drawing.STYLE + "".join(blocks) if blocks else "")
+
+
+def may_have_cards(spec: Spec) -> bool:
+    """Whether any step asked for a card, or any of the flow's code speaks of one."""
+    if any(step.options.cards for step in spec.steps):
+        return True
+    return any("card" in str(source.get("source", "")) for source in spec.sources.values() if isinstance(source, dict))
+
+
+def _cards(store: Store, run: Run) -> Iterator[tuple[str, Json]]:
+    """(task, card) in the order of the notebook; of a fan-out failed tasks first."""
+    own: dict[str, list[tuple[Task, TaskState]]] = {step.name: [] for step in run.spec.steps}
+    for task, state in run.view.state.tasks.items():
+        if task.part == "body" and state.ended_at is not None and task.step in own:
+            own[task.step].append((task, state))
+    for found in own.values():
+        found.sort(key=lambda pair: (pair[1].state != "failed", pair[0].index))
+        for task, state in found[:TASKS_OF_A_STEP]:
+            yield from ((task_name(task.step, task.index), card) for card in _of_task(store, run, task, state))
+
+
+def _of_task(store: Store, run: Run, task: Task, state: TaskState) -> Iterator[Json]:
+    origin, index, attempt = run.view.state.printed_by(task)
+    try:
+        for key in sorted(store.list(layout.card_prefix(run.spec.flow, origin, task.step, index, attempt))):
+            card = cards.read(store.get(key))
+            yield card if state.state == "succeeded" else wire.ended(card, state.error)
+    except FlowbookError:
+        return  # only a picture
