@@ -12,6 +12,7 @@ import functools
 import getpass
 import json
 import linecache
+import os
 import re
 import secrets
 import sys
@@ -222,6 +223,9 @@ def _resolves_metaflow() -> bool:
 
 
 def user_name() -> str | None:
+    """Who starts a run; None where the system knows no name."""
+    if _resolves_metaflow() and (name := os.environ.get("METAFLOW_USER")):
+        return name
     try:
         return getpass.getuser()
     except (KeyError, OSError):

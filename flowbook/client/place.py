@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from flowbook import compat
 from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.settings import load_settings
 from flowbook.store import results
@@ -118,7 +119,9 @@ _namespace: str | type[_Default] | None = _Default
 
 
 def user() -> str | None:
-    """Who asks; None where the system knows no name. Root is a user like others."""
+    """Who asks; None where the system knows no name. Root is a user like others. METAFLOW_USER counts where metaflow means flowbook."""
+    if compat.installed() and (name := os.environ.get("METAFLOW_USER")):
+        return name
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):

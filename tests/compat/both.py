@@ -112,8 +112,8 @@ def _laid_out(folder: Path) -> Path:
 
 def _environ(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("METAFLOW", "FLOWBOOK", "PYTHON"))}
-    names = ("USER", "LOGNAME", "USERNAME", "METAFLOW_USER")
-    return kept | dict.fromkeys(names, USER) | {"HOME": str(folder), "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(folder)}
+    names = dict.fromkeys(("USER", "LOGNAME", "USERNAME"), "another") | {"METAFLOW_USER": USER}
+    return kept | names | {"HOME": str(folder), "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(folder)}
 
 
 def _record(flow: FlowFile, calls: Sequence[Sequence[str]], place: Path, environ: dict[str, str], python: str) -> Record:
