@@ -87,6 +87,8 @@ FEATURES: dict[str, str] = {  # flow file → what it uses
     "own_cards": "components of one's own, cards by id, `Table.from_dataframe`",
     "configured_class": "configs in decorators of the class and in parameters",
     "processes": "processes, threads and subprocesses in steps",
+    "foreach_arrays": "foreach over arrays, rows and objects; arrays that are merged",
+    "deep_base": "bases of bases, `super()` in helpers, decorators of inherited steps",
     "tagged": "`--tag`, tags that a step changes",
     "client_reads": "`Flow`, `Run`, `Step`, `Task`, `DataArtifact`, `namespace` inside a step",
 }
