@@ -22,6 +22,7 @@ from flowbook.spec import decorators
 from flowbook.spec.flowspec import FlowSpec
 from flowbook.store.files import FilesStore
 from tests.compat import both, features
+from tests.kernel.conftest import Notebook
 
 FLOWS = both.flow_files()
 
@@ -402,3 +403,36 @@ def test_without_metaflow_a_changed_file_is_not_passed_over(no_metaflow: None, t
 
     with pytest.raises(AssertionError, match=r"linear\.py has changed since it was recorded"):
         both.expected(both.FlowFile(tmp_path / "linear.py"))
+
+
+# ---- notebooks --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_of_a_cell_that_imports_metaflow_runs_in_a_notebook(tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path)
+    try:
+        for code in (
+            "%load_ext flowbook\nfrom flowbook import compat\ncompat.install()",
+            """
+from metaflow import Flow, FlowSpec, current, step
+
+class CellFlow(FlowSpec):
+    @step
+    def start(self):
+        from metaflow import current as inside
+        self.path = inside.pathspec
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.run_is = current.run.pathspec
+""",
+            "%flow run CellFlow --wait",
+        ):
+            cell = notebook.run(code)
+            assert cell.error is None, cell.error
+        shown = notebook.run("data = Flow('CellFlow').latest_run.data\nprint(data.path, data.run_is)")
+    finally:
+        notebook.close()
+
+    assert shown.text.strip() == "CellFlow/1/start/0 CellFlow/1"
