@@ -118,6 +118,10 @@ class RunHandle:
         return f"<run {self.id} of {self.flow}: {self.state}>"
 
 
+def _option(name: str, value: str | None) -> list[str]:
+    return [] if value is None else [name, shlex.quote(value)]
+
+
 class Flow:
     """The object `flow`: each method is the `%flow` command of the same name."""
 
@@ -209,6 +213,14 @@ class Flow:
 
     def artifacts(self, run: str | int = "") -> None:
         self._command("artifacts", str(run))
+
+    def card(self, path: str, *, id: str | None = None, flow: str | None = None) -> None:
+        """Show the cards of a step or a task: ``train``, ``train[2]``, ``12/train``, ``12/train/2``."""
+        self._command("card", " ".join([shlex.quote(path), *_option("--id", id), *_option("--flow", flow)]))
+
+    def report(self, out: str | None = None, *, run: str | int | None = None, flow: str | None = None) -> None:
+        """Write a whole run as one HTML file."""
+        self._command("report", " ".join([*([str(run)] if run is not None else []), *_option("-o", out), *_option("--flow", flow)]))
 
     def export(self, file: str, *, check: bool = False, class_name: str | None = None, flow: str | None = None) -> None:
         """Write the FlowSpec class that is the same flow; with `check` raise FlowbookError if the file is no longer that."""

@@ -25,10 +25,11 @@ from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.kernel.api import RunHandle
 from flowbook.kernel.api import flow as flow_object
 from flowbook.kernel.display import Painter, clean_text, headline, largest, status_html, status_text
-from flowbook.kernel.names import Scan, human_size, interruptible
+from flowbook.kernel.names import Scan, interruptible
 from flowbook.kernel.runs import LISTED
 from flowbook.kernel.session import CommandLine, Run, Session
 from flowbook.spec import graph, options
+from flowbook.spec.amounts import size_text
 from flowbook.spec.flow import task_name
 from flowbook.store import layout
 from flowbook.store import tags as run_tags
@@ -418,7 +419,7 @@ def _show(session: Session, line: str) -> None:
         rows.append((name, "parameter", repr(spec.params.get(name, {}).get("repr", "")).strip("'"), "", ""))
     for name in step.captures:
         info = spec.captures[name]
-        size = human_size(info["size"]) if info["size"] else ""
+        size = size_text(info["size"]) if info["size"] else ""
         rows.append((name, info["kind"], str(info["origin"]), size, info["key"][:10] if info["kind"] != "module" else ""))
     widths = [max(len(r[i]) for r in rows) for i in range(5)]
     print(session._summary(defined, linked, given.step))
@@ -552,7 +553,7 @@ def _artifacts(session: Session, line: str) -> None:
             sizes[task.step, name] = sizes.get((task.step, name), 0) + size
             shape = str(tuple(entry["shape"])) if entry.get("shape") else ""
             rows.append(
-                (task_name(task.step, task.index), name, f"{entry.get('type', '')}{shape}", human_size(size), entry.get("repr", "")[:80])
+                (task_name(task.step, task.index), name, f"{entry.get('type', '')}{shape}", size_text(size), entry.get("repr", "")[:80])
             )
         for name, why in commit.get("unsaved", {}).items():
             rows.append((task_name(task.step, task.index), name, "not saved", "", why[:80]))
@@ -615,6 +616,28 @@ def _export(session: Session, line: str) -> None:
     print("\n".join(export(session, given.file, flow=given.flow, class_name=given.class_name, check=given.check)))
 
 
+def _card(session: Session, line: str) -> None:
+    parser = _Parser("card")
+    parser.add_argument("path")
+    parser.add_argument("--id")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    from flowbook.kernel.cards import show
+
+    _show_bundle(*show(session, given.path, id=given.id, flow=given.flow))
+
+
+def _report(session: Session, line: str) -> None:
+    parser = _Parser("report")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("-o", "--out")
+    parser.add_argument("--flow")
+    given = parser.parse(line)
+    from flowbook.kernel.cards import write
+
+    print(f"written: {write(session, given.out, run_id=given.run, flow=given.flow)}")
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "%flow run [STEP] [--fresh] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
@@ -634,6 +657,8 @@ COMMANDS: dict[str, Command] = {
     "check": Command("%flow check [--serial] [--flow F]", "what is wrong; --serial runs the cells plainly too and compares", _check),
     "graph": Command("%flow graph [--flow F]", "draw the flow", _graph),
     "artifacts": Command("%flow artifacts [RUN] [--flow F]", "what a run made, with sizes", _artifacts),
+    "card": Command("%flow card [RUN/]STEP[/TASK] [--id ID] [--flow F]", "the cards of a step or a task of any run", _card),
+    "report": Command("%flow report [RUN] [-o FILE] [--flow F]", "a whole run as one HTML file: graph, steps, errors, cards", _report),
     "export": Command(
         "%flow export FILE.py [--check] [--class NAME] [--flow F]",
         "write the class that is the same flow; --check: is FILE.py still that?",
@@ -734,7 +759,7 @@ def complete(session: Session, text_before: str) -> list[str]:
             found = list(COMMANDS)
         else:
             usage = COMMANDS[before[1]].usage if before[1] in COMMANDS else ""
-            found = list(re.findall(r"--[a-z-]+|(?<=\[)-f", usage))
+            found = list(re.findall(r"--[a-z-]+|(?<=\[)-[fo]", usage))
             found += steps if "STEP" in usage else []
             found += session.runs.ids(session.flow().name)[-LISTED:] if "RUN" in usage else []
             found += [f"--{p}" for f in session.flows.values() for p in f.params] if before[1] == "run" else []
