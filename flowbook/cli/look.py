@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from flowbook.cli import SUCCEEDED
 from flowbook.cli.place import Place, RunPath
-from flowbook.cli.text import clean, has_colours, meant, seconds_text, size_text, styled, table, time_text
+from flowbook.cli.text import clean, has_colours, meant, styled, table, time_text
 from flowbook.errors import ArtifactError, DefinitionError, Finding
+from flowbook.spec.amounts import seconds_text, size_text
 from flowbook.store import layout
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flowbook.cli.failure import reason
-from flowbook.cli.text import STEP_COLOURS, clean, has_colours, seconds_text, styled
+from flowbook.cli.text import STEP_COLOURS, clean, has_colours, styled
 from flowbook.engine.events import Task, task_of
+from flowbook.spec.amounts import seconds_text
 from flowbook.spec.flow import Spec, task_name
 from flowbook.store import layout
 

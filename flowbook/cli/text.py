@@ -50,34 +50,6 @@ def clean(line: str, colours: bool) -> str:
     return text if not codes or codes[-1] in ("\x1b[0m", "\x1b[m") else text + "\x1b[0m"
 
 
-def seconds_text(seconds: float) -> str:
-    """A duration as people read it.
-
-    >>> seconds_text(0.42), seconds_text(75), seconds_text(7322)
-    ('0.4 s', '1 min 15 s', '2 h 02 min')
-    """
-    if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-
-
-def size_text(size: float) -> str:
-    """Bytes as people read them, in powers of 1000.
-
-    >>> size_text(999), size_text(1_500_000)
-    ('999 B', '1.5 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def time_text(at: float | None) -> str:
     """Seconds since the epoch as local time, to the second; a dash for None."""
     import time

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowbook.errors import FlowbookError, StepFailed
+from flowbook.spec.amounts import ago_text, memory_text, seconds_text
 from flowbook.spec.flow import task_name
 
 if TYPE_CHECKING:
@@ -54,47 +55,10 @@ STYLE = """<style>
 HIDING = "<style>.jp-OutputArea:has([data-flowbook-run]) .jupyter-widgets.jp-OutputArea-output:not(:has(*)){display:none}</style>"
 
 
-def seconds_text(seconds: float) -> str:
-    """A duration as people read it.
-
-    >>> seconds_text(0.42), seconds_text(75), seconds_text(7322)
-    ('0.4 s', '1 min 15 s', '2 h 02 min')
-    """
-    if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-
-
 def clean_text(text: str) -> str:
     """Printed text as a terminal would leave it: no colours, of a line with carriage returns only the last state."""
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in ANSI.sub("", text).split("\n")]
     return "\n".join(lines)
-
-
-def ago_text(seconds: float) -> str:
-    """How long ago, in the words of a status.
-
-    >>> ago_text(20), ago_text(200), ago_text(11_000), ago_text(300_000)
-    ('just now', '3 min ago', '3 h ago', '3 days ago')
-    """
-    if seconds < 60:
-        return "just now"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min ago"
-    return f"{seconds / 3600:.0f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days ago"
-
-
-def memory_text(mb: float) -> str:
-    """MB of 10**6 bytes as people read them.
-
-    >>> memory_text(48.3), memory_text(1234)
-    ('48 MB', '1.2 GB')
-    """
-    return f"{mb:.0f} MB" if mb < 1000 else f"{mb / 1000:.1f} GB"
 
 
 def rows(run: Run, now: float) -> list[dict[str, Any]]:

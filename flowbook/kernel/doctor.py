@@ -28,7 +28,8 @@ from flowbook.kernel.cells import notebook_path
 from flowbook.kernel.display import STYLE
 from flowbook.kernel.engine import ping
 from flowbook.kernel.housekeeping import counted, orphans
-from flowbook.kernel.names import human_size, interruptible
+from flowbook.kernel.names import interruptible
+from flowbook.spec.amounts import size_text
 from flowbook.spec.flow import task_name
 from flowbook.store import garbage, layout
 from flowbook.store.base import FORMAT, Store, open_store
@@ -177,7 +178,7 @@ def _free_space(session: Session) -> Iterator[Found]:
     usage = shutil.disk_usage(next(p for p in (session.root, *session.root.parents) if p.exists()))
     if not usage.total:
         return  # no disk of which that can be said
-    text = f"{human_size(usage.free)} free on the store's disk ({100 * usage.free / usage.total:.0f} %)"
+    text = f"{size_text(usage.free)} free on the store's disk ({100 * usage.free / usage.total:.0f} %)"
     if usage.free < LEAST_FREE_BYTES or usage.free < LEAST_FREE * usage.total:
         yield Found("warn", text, "`%flow gc --dry-run` says what could go; or use a store on another disk.")
     else:
@@ -287,8 +288,8 @@ def _size(session: Session) -> Iterator[Found]:
     of_runs = sum(each.size for each in store.aged("flows/"))
     blobs = [each.size for each in store.aged("blobs/")]
     count = sum(map(len, runs.values()))
-    have = f"{counted(count, 'run')} of {counted(len(flows), 'flow')} take {human_size(of_runs)}"
-    yield Found("ok", f"{have}, {counted(len(blobs), 'blob')} {human_size(sum(blobs))}")
+    have = f"{counted(count, 'run')} of {counted(len(flows), 'flow')} take {size_text(of_runs)}"
+    yield Found("ok", f"{have}, {counted(len(blobs), 'blob')} {size_text(sum(blobs))}")
     many = [flow for flow in flows if garbage.retention_due(store, flow, keep)]
     if many:
         word = ", ".join(many[:5]) + (", …" if len(many) > 5 else "")
@@ -396,7 +397,7 @@ def _verified(session: Session) -> Iterator[Found]:
             "bad", f"{key} is damaged", f"Remove the folder {'/'.join(key.split('/')[:3])} of the store if you can do without that run."
         )
     if not damaged:
-        yield Found("ok", f"{count:,} blobs are whole ({human_size(read)} read in {time.perf_counter() - begun:.1f} s)")
+        yield Found("ok", f"{count:,} blobs are whole ({size_text(read)} read in {time.perf_counter() - begun:.1f} s)")
 
 
 def _digest(store: Store, key: str, size: int) -> str:

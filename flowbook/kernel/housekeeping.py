@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from flowbook.engine import registry
 from flowbook.errors import StoreError
-from flowbook.kernel.names import human_size, interruptible
+from flowbook.kernel.names import interruptible
+from flowbook.spec.amounts import size_text
 from flowbook.store import garbage
 from flowbook.store.base import Store
 from flowbook.store.files import FilesStore
@@ -58,16 +59,16 @@ def told(report: Report, left: list[Orphan], left_bytes: int, seconds: float) ->
     verb = "would remove" if report.dry_run else "removed"
     lines = [f"{verb} {_runs(report.removed, flow)}" for flow in dict.fromkeys(flow for flow, _ in report.removed)]
     if report.objects:
-        lines.append(f"{verb} {report.objects:,} objects of runs, {human_size(report.object_bytes)}")
+        lines.append(f"{verb} {report.objects:,} objects of runs, {size_text(report.object_bytes)}")
     if report.blobs:
-        lines.append(f"{verb} {counted(report.blobs, 'blob')} that nothing refers to, {human_size(report.blob_bytes)}")
+        lines.append(f"{verb} {counted(report.blobs, 'blob')} that nothing refers to, {size_text(report.blob_bytes)}")
     if left:
         lines.append(
-            f"{verb} what killed engines left: {counted(len(left), 'file or folder', 'files and folders')}, {human_size(left_bytes)}"
+            f"{verb} what killed engines left: {counted(len(left), 'file or folder', 'files and folders')}, {size_text(left_bytes)}"
         )
     lines = lines or ["nothing to remove"]
     freed = report.bytes + left_bytes
-    lines.append(f"{'would free' if report.dry_run else 'freed'} {human_size(freed)} in {seconds:.1f} s" + _kept(report))
+    lines.append(f"{'would free' if report.dry_run else 'freed'} {size_text(freed)} in {seconds:.1f} s" + _kept(report))
     for key, why in list(report.damaged.items())[:MOST_TOLD]:
         folder = "/".join(key.split("/")[:3])
         lines.append(f"! {why}. What it may refer to is kept; if you can do without this run, remove the folder {folder} of the store")

@@ -21,6 +21,7 @@ from IPython.core.error import InputRejected
 from flowbook.engine.events import Task
 from flowbook.errors import ArtifactNotLoaded, FlowbookError, StepFailed
 from flowbook.kernel.cells import is_history, loaded_names, names_behind
+from flowbook.spec.amounts import size_text
 from flowbook.spec.body import ast_key, read_body
 from flowbook.spec.flow import Options, Step, task_name
 from flowbook.store import results
@@ -469,7 +470,7 @@ class Names:
         except FlowbookError:
             entry = {}
         shape = f" {tuple(entry['shape'])}" if entry.get("shape") else ""
-        size = f", {human_size(entry['size'])}" if entry.get("size") else ""
+        size = f", {size_text(entry['size'])}" if entry.get("size") else ""
         return f"<{name}: {note}ready, {entry.get('type', '?')}{shape}{size}, run {run.id}> {entry.get('repr', '')}".rstrip()
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -542,7 +543,7 @@ class Names:
         if name in commit.get("changed", ()):
             print(f"`{name}`: see the warnings of run {run.id}", file=sys.stderr)
         notes: list[str] = []
-        with Progress(f"loading `{name}` ({human_size(entry.get('size', 0))})"):
+        with Progress(f"loading `{name}` ({size_text(entry.get('size', 0))})"):
             try:
                 value = self._session.load_entry(entry, run, notes)
             except FlowbookError as error:
@@ -558,7 +559,7 @@ class Names:
         free = psutil.virtual_memory().available
         if not huge and entry.get("size", 0) > free / MEMORY_SHARE:
             raise NotReady(
-                f"`{name}` has {human_size(entry['size'])}, more than a quarter of the free memory ({human_size(free)}); it is not loaded unasked.\n"
+                f"`{name}` has {size_text(entry['size'])}, more than a quarter of the free memory ({size_text(free)}); it is not loaded unasked.\n"
                 f"    flow.load({name!r}) loads it all the same; a step that reads `{name}` and keeps what you need is the lighter way."
             )
 
@@ -661,16 +662,3 @@ class _Line:
 
     def __repr__(self) -> str:
         return self.text
-
-
-def human_size(size: float) -> str:
-    """Bytes as people read them, decimal.
-
-    >>> human_size(999), human_size(256e6)
-    ('999 B', '256 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError

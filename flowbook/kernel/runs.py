@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from flowbook.engine import events
 from flowbook.errors import DefinitionError, EngineError, Finding, StoreError
 from flowbook.kernel.cells import notebook_path
-from flowbook.kernel.display import ago_text
 from flowbook.kernel.engine import RunKey, RunView, environment, gone
 from flowbook.spec import flow as flows
+from flowbook.spec.amounts import ago_text
 from flowbook.spec.flow import Spec
 from flowbook.store import layout
 

@@ -265,8 +265,8 @@ class _Loom:
                 carry = replace(carry, told=self._told(open_.host, name))
             method.carries.append(carry)
             sees[name] = leaf.sees.get(name, ())
-        for attribute in captured:
-            sees[attribute] = (method.name,)
+        for bound in captured:
+            sees[bound] = (method.name,)
         method.carries.sort(key=lambda carry: (carry.leaf or "", carry.name))
         return sees
 
