@@ -88,7 +88,7 @@ test("what is searched for is found whatever its case, and no text is lost", () 
 });
 
 test("numbers and sizes read well", () => {
-    assert.deepEqual([0.42, 9.96, 59.7, 75, 7322, -3].map(seconds), ["0.4 s", "10.0 s", "1:00 min", "1:15 min", "2:02 h", "0.0 s"]);
+    assert.deepEqual([0.0424, 0.42, 9.96, 59.7, 75, 7322, -3].map(seconds), ["42 ms", "0.4 s", "10.0 s", "1:00 min", "1:15 min", "2:02 h", "0.0 s"]);
     assert.deepEqual([seconds(null), seconds(NaN)], ["", ""]);
     assert.deepEqual([48.3, 1234].map(memory), ["48 MB", "1.2 GB"]);
     assert.deepEqual([950, 12_345, 3_400_000].map(bytes), ["950 B", "12 kB", "3 MB"]);

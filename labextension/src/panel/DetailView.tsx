@@ -94,7 +94,7 @@ function Error({ error }: { error: Failure }) {
         <div class="fbp-error">
             <p><b>{error.type}</b>{error.message && `: ${error.message}`}</p>
             {where && <p class="fbp-where">{where}{error.source_line && <code>{error.source_line.trim()}</code>}</p>}
-            {error.traceback && <pre tabIndex={0} aria-label="traceback">{spans(error.traceback).map(({ text, style }) => <span class={style.map((name) => `ansi-${name}`).join(" ")}>{text}</span>)}</pre>}
+            {error.traceback && <pre tabIndex={0} aria-label="traceback">{spans(error.traceback.replace(/^\s*-{20,}\s*\n/, "")).map(({ text, style }) => <span class={style.map((name) => `ansi-${name}`).join(" ")}>{text}</span>)}</pre>}
         </div>
     );
 }

@@ -11,7 +11,7 @@ const STROKES: { [state: string]: string } = {
 /** `label` false: the state stands beside it in words. */
 export function Icon({ state, label = true }: { state: string; label?: boolean }) {
     return (
-        <svg class={`fbp-icon fbp-is-${state}`} viewBox="0 0 16 16" width="14" height="14" role="img" aria-hidden={!label} aria-label={label ? word(state) : undefined}>
+        <svg class={`fbp-icon fbp-is-${state}`} viewBox="0 0 16 16" width="14" height="14" role={label ? "img" : undefined} aria-hidden={!label} aria-label={label ? word(state) : undefined}>
             <Form state={state} />
         </svg>
     );

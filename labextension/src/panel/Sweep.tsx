@@ -107,7 +107,7 @@ function Scatter({ step, columns, rows, chosen, choose }: { step: string; column
                         <g key={point.id} class={`fbp-point fbp-is-${point.state}${point.id === chosen ? " fbp-chosen" : ""}`} transform={`translate(${cx.toFixed(1)} ${cy.toFixed(1)})`} onClick={() => choose(point.id)}>
                             <title>{`${point.id}\n${columns[x]!.name} ${number(point.x)}\n${columns[y]!.name} ${number(point.y)}`}</title>
                             <circle class="fbp-halo" r="9" />
-                            {point.state === "failed" ? <path d="M-3.5-3.5l7 7M3.5-3.5l-7 7" /> : <circle r="4" />}
+                            {point.state === "failed" ? <path d="M-3.5-3.5l7 7M3.5-3.5l-7 7" /> : <circle r={points.length > 60 ? 3 : 4} />}
                         </g>
                     );
                 })}

@@ -1,10 +1,11 @@
 /** Numbers and states in words. Pure. */
 import type { Cell, Step } from "../types";
 
-/** A duration as people read it: 0.42 → "0.4 s", 75 → "1:15 min", 7322 → "2:02 h". */
+/** A duration as people read it: 0.042 → "42 ms", 0.42 → "0.4 s", 75 → "1:15 min", 7322 → "2:02 h". */
 export function seconds(value: number | null): string {
     if (value === null || !Number.isFinite(value)) return "";
     const s = Math.max(value, 0);
+    if (s > 0 && s < 0.0995) return `${Math.round(s * 1000)} ms`;
     if (s < 10) return `${s.toFixed(1)} s`;
     if (s < 59.5) return `${Math.round(s)} s`;
     const whole = Math.round(s);
