@@ -6,7 +6,6 @@ import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync } fro
 import { gzipSync } from "node:zlib";
 import * as esbuild from "esbuild";
 import { BUNDLE } from "./bundle.mjs";
-import { alias } from "./alias.mjs";
 
 const OUT = "flowbook/static";
 const LIMITS = { "panel.js": 150_000, "panel.css": 40_000, "vega.js": 1_200_000 }; // bytes; the panel stands in every notebook that keeps widgets
@@ -21,7 +20,6 @@ const options = (name) => ({
     entryPoints: [SOURCES[name]],
     outfile: `${OUT}/${name}${watch ? "" : ".new"}`,
     bundle: true,
-    alias,
     format: "esm",
     target: "es2022",
     charset: "utf8",

@@ -5,7 +5,6 @@ import { join } from "node:path";
 import { spawnSync } from "node:child_process";
 import * as esbuild from "esbuild";
 import { BUNDLE } from "./bundle.mjs";
-import { alias } from "./alias.mjs";
 
 const folder = mkdtempSync(join(tmpdir(), "flowbook-tests-"));
 const tests = readdirSync("labextension/tests").filter((name) => /\.test\.tsx?$/.test(name));
@@ -13,10 +12,8 @@ await esbuild.build({
     entryPoints: tests.map((name) => `labextension/tests/${name}`),
     outdir: folder,
     outExtension: { ".js": ".mjs" },
-    bundle: true,
-    alias,
+    ...BUNDLE,
     platform: "node",
-    format: "esm",
     target: "node20",
     sourcemap: "inline",
 });

@@ -34,6 +34,9 @@ VEGA_ROWS = 50  # of the data of a chart that is not drawn
 JSON_SHOWN = 200_000  # characters
 FRAME_HEIGHT = 400  # pixels
 MOST_USES = 50_000  # elements that an SVG may show by `use`, all levels multiplied
+ESCAPES = re.compile(
+    r"\x1b(?:\[[0-9;:?]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\|$)|[@-Z\\^_]?)"
+)  # colours of a terminal, and whatever else one obeys
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 TAGS = set(
     "a b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre s samp small span "
@@ -63,14 +66,14 @@ _IN_ITSELF = re.compile(r"#|data:image/(png|jpeg|gif|webp|bmp|svg\+xml)[;,]", re
 
 STYLE = """<style>
 .fbc{--fg:var(--jp-ui-font-color1,#1c1f23);--dim:var(--jp-ui-font-color2,#5c6670);--line:var(--jp-border-color2,#d8dde3);--soft:var(--jp-layout-color2,#f4f6f8);--bad:var(--jp-error-color1,#b3261e);--good:#23743f;--warn:#8a5a00;color:var(--fg);font:14px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;max-width:960px;margin:0 0 24px;overflow-wrap:anywhere}
-@media (prefers-color-scheme:dark){.fbc{--fg:var(--jp-ui-font-color1,#e6e8eb);--dim:var(--jp-ui-font-color2,#a2abb5);--line:var(--jp-border-color2,#3a4149);--soft:var(--jp-layout-color2,#22272d);--bad:var(--jp-error-color1,#ff8a80);--good:#7bd29a;--warn:#e6b450}}
-.fbc *{unicode-bidi:isolate}.fbc>*{margin:0 0 12px}.fbc-head{display:flex;gap:8px;align-items:baseline;flex-wrap:wrap;border-bottom:1px solid var(--line);padding-bottom:4px}
+@media (prefers-color-scheme:dark){.fbc{--fg:var(--jp-ui-font-color1,#e6e8eb);--dim:var(--jp-ui-font-color2,#a2abb5);--line:var(--jp-border-color2,#3a4149);--soft:var(--jp-layout-color2,#22272d);--bad:var(--jp-error-color1,#ff8a80);--good:#7bd29a;--warn:#e6b450}.fbc-chart path,.fbc-chart rect,.fbc-chart circle,.fbc-legend line{filter:brightness(1.35)}}
+.fbc *{unicode-bidi:isolate}.fbc>*,.fbc>figure{margin:0 0 14px}.fbc-head{display:flex;gap:8px;align-items:baseline;flex-wrap:wrap;border-bottom:1px solid var(--line);padding-bottom:4px}
 .fbc-head b{font-size:15px}.fbc-dim,.fbc figcaption,.fbc-head span{color:var(--dim);font-size:12px}.fbc table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-.fbc-wide{overflow-x:auto;max-width:100%}.fbc th,.fbc td{padding:3px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}.fbc th{font-weight:600;color:var(--dim)}.fbc td.n{text-align:right}
+.fbc-wide{overflow-x:auto;max-width:100%}.fbc th,.fbc td{padding:3px 10px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}.fbc th,.fbc td{overflow-wrap:break-word}.fbc th{font-weight:600;color:var(--dim)}.fbc td.n{text-align:right}
 .fbc pre{margin:0;padding:8px 10px;background:var(--soft);border-radius:4px;overflow:auto;max-height:480px;font:12px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap}.fbc code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.92em}
-.fbc figure{margin:0}.fbc img{max-width:100%;height:auto}.fbc-chart{width:100%;max-width:640px;height:auto;display:block}.fbc-chart text{fill:var(--dim);font-size:11px}.fbc-grid{stroke:var(--line)}.fbc-axis{stroke:var(--dim)}
+.fbc figure figure,.fbc td figure{margin:0}.fbc blockquote{margin:6px 0;padding-left:10px;border-left:3px solid var(--line);color:var(--dim)}.fbc img{max-width:100%;height:auto}.fbc-chart{width:100%;max-width:640px;height:auto;display:block}.fbc-chart text{fill:var(--dim);font-size:11px}.fbc-grid{stroke:var(--line)}.fbc-axis{stroke:var(--dim)}
 .fbc-legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 16px;margin:4px 0 0;padding:0;font-size:12px}.fbc-error{border-left:3px solid var(--bad);padding-left:10px}.fbc-error b{color:var(--bad)}
-.fbc-bar{display:flex;gap:10px;align-items:center}.fbc-bar progress{flex:0 1 280px;height:10px}.fbc-value{display:inline-block;min-width:140px;margin:0 12px 12px 0!important;padding:8px 14px;border:1px solid var(--line);border-left-width:4px;border-radius:4px}.fbc-value div{font-size:24px;font-weight:600;line-height:1.3}
+.fbc-bar{display:flex;gap:10px;align-items:center}.fbc-bar progress{flex:0 1 280px;height:10px;min-width:60px}.fbc td .fbc-bar{white-space:nowrap}.fbc-value{display:inline-block;vertical-align:top;min-width:140px;margin:0 12px 12px 0!important;padding:8px 14px;border:1px solid var(--line);border-left-width:4px;border-radius:4px}.fbc-value div{font-size:24px;font-weight:600;line-height:1.3}
 .fbc-success{border-left-color:var(--good)}.fbc-warning{border-left-color:var(--warn)}.fbc-danger,.fbc-t-error{border-left-color:var(--bad)}.fbc-bg-gradient-indigo-purple{border-left-color:#6a4cc2}
 .fbc-events{list-style:none;margin:0;padding:0}.fbc-events li{padding:4px 0 4px 10px;border-left:3px solid var(--line);margin-bottom:4px}.fbc iframe{width:100%;border:1px solid var(--line);border-radius:4px;background:#fff}.fbc h1,.fbc h2,.fbc h3{line-height:1.25;margin:0 0 8px}.fbc summary{cursor:pointer}
 </style>"""
@@ -177,7 +180,7 @@ def _markdown(part: Part) -> str:
 
 
 def _error(part: Part) -> str:
-    text = f"<pre>{escape(part['text'])}</pre>" if part.get("text") else ""
+    text = f"<pre>{escape(ESCAPES.sub('', part['text']))}</pre>" if part.get("text") else ""
     return f'<div class="fbc-error"><b>{escape(part.get("title") or "Error")}</b>{text}</div>'
 
 
@@ -325,15 +328,20 @@ def _progress(part: Part) -> str:
     most, value = part.get("max") or 0, part["value"]
     share = max(min(value / most, 1.0), 0.0) if most > 0 else None
     bar = f'<progress max="1" value="{share:.4f}"></progress>' if share is not None else "<progress></progress>"
-    amount = f"{value:,g} {part.get('unit', '')}".strip() if share is None else f"{share:.0%}"
+    amount = f"{_amount(value)} {part.get('unit', '')}".strip() if share is None else f"{share:.0%}"
     texts = [escape(text) for text in (part.get("label", ""), amount, part.get("details", "")) if text]
     return f'<div class="fbc-bar">{bar}<span>{" · ".join(texts)}</span></div>'
+
+
+def _amount(value: float) -> str:
+    """A number as people read it: 1,234,567 and 0.3."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.6g}"
 
 
 def _value(part: Part) -> str:
     lines = {name: escape(part.get(name, "")) for name in ("title", "subtitle", "change")}
     value = part.get("value", "")
-    shown = f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    shown = _amount(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
     above = f'<span class="fbc-dim">{lines["title"]}</span>' if lines["title"] else ""
     below = "".join(f'<span class="fbc-dim">{lines[name]}</span> ' for name in ("subtitle", "change") if lines[name])
     return f'<div class="fbc-value fbc-{part.get("theme", "default")}">{above}<div>{escape(shown)}</div>{below}</div>'

@@ -34,11 +34,11 @@ _STATE = {"launched": "running", "lost": "running", "reused": "succeeded"}
 
 STYLE = """<style>
 body{margin:24px auto;max-width:960px;padding:0 16px;color-scheme:light dark;background:Canvas;color:CanvasText;font:14px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;overflow-wrap:anywhere}
-.fbr h1{font-size:22px;margin:0 0 2px}.fbr h2{font-size:16px;margin:28px 0 8px;border-bottom:1px solid color-mix(in srgb,CanvasText 20%,Canvas);padding-bottom:3px}
-.fbr .dim{color:color-mix(in srgb,CanvasText 65%,Canvas);font-size:12px}.fbr table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
-.fbr>div>table th,.fbr>div>table td{padding:3px 16px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid color-mix(in srgb,CanvasText 14%,Canvas)}.fbr>div>table th{font-weight:600}
-.fbr .wide{overflow-x:auto}.fbr td.n{text-align:right}.fbr details{margin:0 0 10px}.fbr summary{cursor:pointer;font-weight:600}.fbr .bad{color:light-dark(#b3261e,#ff8a80)}.fbr .good{color:light-dark(#23743f,#7bd29a)}
-.fbr pre{white-space:pre-wrap;background:color-mix(in srgb,CanvasText 6%,Canvas);padding:8px 10px;border-radius:4px;font:12px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow:auto;max-height:480px}
+.fbr h1{font-size:22px;margin:0 0 2px}.fbr>h2{font-size:16px;margin:28px 0 8px;border-bottom:1px solid color-mix(in srgb,CanvasText 20%,Canvas);padding-bottom:3px}
+.fbr .dim{color:color-mix(in srgb,CanvasText 65%,Canvas);font-size:12px}
+.fbr>div>table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}.fbr>div>table th,.fbr>div>table td{padding:3px 16px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid color-mix(in srgb,CanvasText 14%,Canvas)}.fbr>div>table th{font-weight:600}
+.fbr .wide{overflow-x:auto}.fbr .graph{--jp-layout-color1:Canvas;--jp-ui-font-color1:CanvasText;--jp-ui-font-color2:color-mix(in srgb,CanvasText 65%,Canvas)}.fbr>details{margin:0 0 10px}.fbr>details>summary{cursor:pointer;font-weight:600}.fbr .bad{color:light-dark(#b3261e,#ff8a80)}.fbr .good{color:light-dark(#23743f,#7bd29a)}
+.fbr>details>pre,.fbr>details>details>pre{white-space:pre-wrap;background:color-mix(in srgb,CanvasText 6%,Canvas);padding:8px 10px;border-radius:4px;font:12px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow:auto;max-height:480px}
 .fbr bdi{unicode-bidi:isolate}.fbr .fbc{margin:6px 0 16px}@media print{.fbr details{break-inside:avoid}}
 </style>"""
 
@@ -133,7 +133,7 @@ def _tell(task: Task, event: dict[str, Json], run: str) -> None:
 
 def page(spec: Spec, story: Story, store: Store) -> str:
     """The page of what `read_story` found; `store` is read for the cards."""
-    parts = [_head(spec, story), _section("Graph", f'<div class="wide">{graph.graph_svg(spec.steps, _states(spec, story))}</div>')]
+    parts = [_head(spec, story), _section("Graph", f'<div class="wide graph">{graph.graph_svg(spec.steps, _states(spec, story))}</div>')]
     parts.append(_section("Parameters", _parameters(spec)))
     parts.append(_section("Steps", _steps(spec, story)))
     parts.append(_section("Errors", _errors(story)))
@@ -241,9 +241,11 @@ def _error(task: Task) -> str:
     said = {name: str(error[name]) for name in ("type", "reason", "message", "item", "traceback", "output_tail") if error.get(name)}
     what = ": ".join(filter(None, [said.get("type") or said.get("reason"), said.get("message")])) or "failed"
     item = f" (item {said['item'][:200]})" if "item" in said else ""
-    text = said.get("traceback", "")[-TRACEBACK:]
+    text = html.ESCAPES.sub("", said.get("traceback", "")[-TRACEBACK:])
     output = (
-        f"<details><summary>its last output</summary><pre>{escape(said['output_tail'])}</pre></details>" if "output_tail" in said else ""
+        f"<details><summary>its last output</summary><pre>{escape(html.ESCAPES.sub('', said['output_tail']))}</pre></details>"
+        if "output_tail" in said
+        else ""
     )
     body = f"<pre>{escape(text)}</pre>" if text else ""
     title = escape(f"{task.name}{item}: {what[:1_000]}")

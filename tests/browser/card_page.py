@@ -24,9 +24,9 @@ export { loadVega } from "./card/vega-loader";
 """
 BUILD = """
 import { build } from "esbuild";
-import { alias } from "./labextension/alias.mjs";
+import { BUNDLE } from "./labextension/bundle.mjs";
 const [out] = process.argv.slice(-1);
-const common = { bundle: true, format: "esm", target: "es2022", charset: "utf8", alias, logLevel: "warning" };
+const common = { ...BUNDLE, target: "es2022", charset: "utf8" };
 await build({ ...common, stdin: { contents: %s, resolveDir: "labextension/src", loader: "ts" }, outfile: out + "/card.js" });
 await build({ ...common, entryPoints: ["labextension/src/vega.ts"], outfile: out + "/vega.js", minify: true });
 await build({ ...common, entryPoints: ["labextension/src/card/card.css"], outfile: out + "/card.css" });

@@ -158,7 +158,9 @@ def test_every_component_is_drawn_light_dark_and_narrow(watched: CardPage, pictu
         el = watched.draw(card, "every", theme)
         watched.settled()
         watched.page.wait_for_timeout(300)
-        watched.page.screenshot(path=pictures / f"card-{theme}-{width}.png", full_page=True)
+        watched.page.set_viewport_size({"width": width, "height": watched.page.evaluate("document.documentElement.scrollHeight")})
+        watched.page.wait_for_timeout(200)  # frames out of view are not painted
+        watched.page.screenshot(path=pictures / f"card-{theme}-{width}.png")
         assert el.locator(":scope .fbl-parts > *").count() == len(card["components"])
         assert "cannot be" not in el.inner_text() and "Epoch 30 of 60" in el.inner_text()
         assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"wider than {width}"
