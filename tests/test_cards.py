@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
 import dataclasses
 import html.parser
@@ -45,6 +46,7 @@ from flowbook.cards import (
     custom,
     plain,
     read,
+    shown,
     svg,
     wire,
 )
@@ -1200,3 +1202,40 @@ def test_the_engine_passes_cards_on_to_who_watches(tmp_path: Path) -> None:
 
     told = [message for message in bench.said if message.get("f") == "card"]
     assert told == [{**told[0], "say": "frame", "step": "a", "attempt": 0, "id": "blank", "v": 1, "card": {"v": 1}}]
+
+
+# ---- what a default card shows by itself -----------------------------------------------------------------------------
+
+
+def test_the_default_card_shows_what_the_cell_would_have_shown() -> None:
+    kept = shown.Kept()
+    text = b"one\n 10%\r 99%\ntwo\n"
+    frames = [
+        {"at": 4, "data": {"text/plain": "<Figure>", "image/png": base64.b64encode(PNG).decode() + "\n"}, "id": None, "update": False},
+        {"at": 14, "data": {"text/plain": "a b", "text/html": "<table><tr><td>1</table>"}, "id": "t", "update": False},
+        {"at": 99, "data": {"text/plain": "a c"}, "id": "t", "update": True},
+        {"at": 99, "data": {"text/plain": "x"}, "id": "unknown", "update": True},
+        {"at": 99, "data": {"text/plain": "", "application/vnd.vegalite.v5+json": {"mark": "bar"}}, "id": None, "update": False},
+        {"at": 99, "data": {"text/plain": "x", "image/svg+xml": "<svg></svg>"}, "id": None, "update": False},
+        {"at": 99, "data": {"text/plain": "x", "text/html": "<p>" * 10_000}, "id": None, "update": False},
+        {"at": 99, "data": {"text/plain": "x", "text/markdown": "*m*"}, "id": None, "update": False},
+        {"at": 99, "data": {"text/plain": "broken", "image/png": "%%"}, "id": None, "update": False},
+    ]
+    for frame in frames:
+        kept.add(frame)
+    found = [part.to_json() for part in shown.components(kept, text)]
+
+    assert [part["type"] for part in found] == ["code", "image", "code", "code", "code", "vega", "image", "html", "markdown", "error"]
+    assert [part["text"] for part in found if part["type"] == "code"] == ["one", " 99%", "a c", "two"]
+    assert found[0]["id"] == "flowbook:shown-0" and "language" not in found[0]
+
+
+def test_what_a_default_card_shows_is_bounded() -> None:
+    kept = shown.Kept(most_bytes=1_000)
+    for i in range(100):
+        kept.add({"at": 0, "data": {"text/plain": str(i) * (2_000 if i == 3 else 1)}, "id": None, "update": False})
+    found = [part.to_json() for part in shown.components(kept, b"x" * 100_000, 5_000, left_out=4_000)]
+
+    assert len(found) == shown.DISPLAYS + 3 and found[0]["text"] == "*… 4,000 bytes were printed before this*"
+    assert len(found[-2]["text"]) < 20_100 and "80,000 characters left out" in found[-2]["text"]
+    assert found[-1]["text"] == f"*{100 - shown.DISPLAYS} more displays are left out*"

@@ -179,7 +179,9 @@ def test_a_card_for_a_notebook_brings_its_style_and_stays_small() -> None:
 
 def test_cards_and_the_report_of_a_run_in_a_notebook(book: Notebook) -> None:  # noqa: F811
     book.ok("%%flowstep start\ncard.append('hello from *start*')\nxs = [1, 2, 3]")
-    book.ok("%%flowstep train --foreach 'x in xs' --card\ncard.metric('loss', 1 / x)\ny = 1 / (x - 2)")
+    book.ok(
+        "%%flowstep train --foreach 'x in xs' --card\nprint('trying', x)\ndisplay({'shown': x})\ncard.metric('loss', 1 / x)\ny = 1 / (x - 2)"
+    )
     book.ok("%%flowstep plain\nz = 1")
     book.fails("%flow run --wait")
 
@@ -187,6 +189,9 @@ def test_cards_and_the_report_of_a_run_in_a_notebook(book: Notebook) -> None:  #
     assert "hello from <em>start</em>" in shown["text/html"] and "card blank of start: succeeded" in shown["text/plain"]
     shown = next(iter(book.ok("%flow card 1/train").displays.values()))
     assert shown["text/html"].count('class="fbc-head"') == 3 and "ZeroDivisionError" in shown["text/html"]
+    assert all(text in shown["text/html"] for text in ("trying 1", "trying 2", "{&#x27;shown&#x27;: 3}")), (
+        "the default card shows what the cell showed"
+    )
     assert shown["text/plain"].index("train[1]: failed") < shown["text/plain"].index("train[0]: succeeded")
     for task in ("train[2]", "1/train/2", "1/train[2]"):
         shown = next(iter(book.ok(f"%flow card {task} --id default").displays.values()))

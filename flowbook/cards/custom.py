@@ -40,6 +40,9 @@ class TaskView(Protocol):
     artifacts: Mapping[str, Json]  # name → entry, of those that this task set
 
     @property
+    def shown(self) -> Sequence[Component]: ...  # what the body printed and displayed
+
+    @property
     def data(self) -> Any: ...  # `task.data.score`
 
     def __getitem__(self, name: str) -> Any: ...  # `task["score"].data`
@@ -85,14 +88,14 @@ class BlankCard(Card):
 
 
 class DefaultCard(Card):
-    """Where the task stands, its parameters and its artifacts; needs no code."""
+    """What the body showed (prints, displays, figures), where the task stands, its parameters and its artifacts; needs no code."""
 
     type = "default"
 
     def render(self, task: TaskView) -> object:
         place = [["Task", task.pathspec], ["Attempt", task.attempt]]
         place += [["Tags", ", ".join(task.tags)]] if task.tags else []
-        shown: list[Component] = [_named(Table(place), "flowbook:task")]
+        shown: list[Component] = [*task.shown, _named(Table(place), "flowbook:task")]
         for label, entries in (("Parameter", task.parameters), ("Artifact", task.artifacts)):
             rows = [_row(name, entry) for name, entry in sorted(entries.items()) if not name.startswith("_")]
             if rows:

@@ -185,7 +185,7 @@ def _error(part: Part) -> str:
 
 
 def _code(part: Part) -> str:
-    return f"<pre><code>{escape(part.get('text', ''))}</code></pre>"
+    return f"<pre><code>{escape(ESCAPES.sub('', part.get('text', '')))}</code></pre>"
 
 
 def _html(part: Part) -> str:

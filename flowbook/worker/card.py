@@ -36,6 +36,7 @@ Item = TypeVar("Item")
 
 MIN_INTERVAL_S = 0.1  # between two frames
 PAUSE_RATIO = 20  # what took 30 ms is followed by a pause of 20 times that
+PRINTED = 100_000  # bytes of printed text that a default card shows
 END_S = 30.0  # at most so long is the thread waited for at the end of a task
 REST_S = 1.0  # the same before a fork
 NAMED_METRICS = 100  # charts that `metric` makes
@@ -549,7 +550,19 @@ def open(attempt: Any) -> None:
     step: Step = attempt.step
     task = Place(attempt.store, attempt.frames.send_line, spec.flow, spec.run, step.name, attempt.index, attempt.number)
     _open = LiveCards(task, step.options.cards)
+    if step.options.cards:
+        _keep_shown(attempt)
     decorators.card._set_live(_open)
+
+
+def _keep_shown(attempt: Any) -> None:
+    """From now on a default card has what the body shows."""
+    from flowbook.cards import shown
+    from flowbook.worker import output
+
+    attempt.shown = shown.Kept()
+    attempt.shown_from = output.printed()
+    attempt.frames.kept = attempt.shown.add
 
 
 def close(attempt: Any, error: Mapping[str, Json] | None) -> None:
@@ -639,6 +652,19 @@ class Task:
         self.parameters: Mapping[str, Json] = dict(attempt.spec.params)
         self.artifacts: Mapping[str, Json] = dict(getattr(attempt, "saved_entries", None) or {})
         self._attempt = attempt
+
+    @property
+    def shown(self) -> list[Component]:
+        """What the body printed and displayed, as components."""
+        from flowbook.cards import shown
+        from flowbook.worker import output
+
+        kept = getattr(self._attempt, "shown", None)
+        if kept is None:
+            return []
+        start = self._attempt.shown_from
+        text, begin = output.printed_since(start, PRINTED)
+        return shown.components(kept, text, begin, left_out=begin - start)
 
     @property
     def data(self) -> Values:

@@ -68,6 +68,7 @@ class Frames:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
         self._lock = threading.Lock()
+        self.kept: Callable[[Mapping[str, Json]], None] | None = None  # a card that shows what the body showed takes the frames, too
         if fd is not None:
             try:
                 os.set_inheritable(fd, False)  # a program that the body starts must not hold the pipe open
@@ -103,17 +104,30 @@ class Frames:
         flush()
         while len(data) > 1 and sum(map(_length, data.values())) > FRAME_LIMIT:
             del data[max(data, key=lambda mime: _length(data[mime]))]
-        frame = {"f": "display", "at": _printed(), "data": data, "metadata": metadata, "id": display_id, "update": update}
+        frame = {"f": "display", "at": printed(), "data": data, "metadata": metadata, "id": display_id, "update": update}
+        if self.kept is not None:
+            self.kept(frame)
         if not self.send(frame) and not update:
             print(data.get("text/plain", ""))  # noqa: T201
 
 
-def _printed() -> int:
+def printed() -> int:
     """The size of the output file: what was printed before."""
     try:
         return os.fstat(1).st_size
     except OSError:
         return 0
+
+
+def printed_since(begin: int, most: int) -> tuple[bytes, int]:
+    """The last bytes of what was printed from `begin` on, and where they begin; nothing where the output is no file."""
+    flush()
+    end = printed()
+    begin = max(begin, end - most)
+    try:
+        return os.pread(1, end - begin, begin), begin
+    except OSError:
+        return b"", begin
 
 
 def _length(content: Json) -> int:

@@ -177,7 +177,7 @@ class LocalLauncher:
     async def _start(self, attempt: Attempt, frames_fd: int, scratch: str, devices: list[str]) -> Process:
         order = {**attempt.order, "scratch": scratch, "frames_fd": frames_fd}
         cwd = attempt.order.get("cwd") or None
-        output = os.open(attempt.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = os.open(attempt.output, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             server = self._find_server(attempt)
             if server is not None and await server.ready():

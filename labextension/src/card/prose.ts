@@ -69,7 +69,8 @@ export function code(): Drawn {
         el,
         update(part) {
             const now = text(part.text);
-            if (now !== last) inner.replaceChildren(...python(now.slice(0, COLOURED)), now.slice(COLOURED));
+            if (now !== last && part.language === "python") inner.replaceChildren(...python(now.slice(0, COLOURED)), now.slice(COLOURED));
+            else if (now !== last) paint(inner, now); // what was printed
             last = now;
         },
     };
