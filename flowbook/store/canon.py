@@ -35,7 +35,7 @@ _CODE = (
     "co_name co_qualname co_flags co_argcount co_posonlyargcount co_kwonlyargcount co_code co_exceptiontable co_consts co_names "
     "co_varnames co_freevars co_cellvars"
 ).split()
-_NOT_CODE = frozenset("__dict__ __weakref__ __module__ __qualname__ __firstlineno__ __static_attributes__ _abc_impl".split())
+_NOT_CODE = frozenset("__dict__ __weakref__ __slotnames__ __module__ __qualname__ __firstlineno__ __static_attributes__ _abc_impl".split())
 _MUTABLES = (list, dict, set)
 _FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType)
 _CONSTANTS = (range, slice, re.Pattern, types.MethodType, types.BuiltinFunctionType)

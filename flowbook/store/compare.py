@@ -118,7 +118,7 @@ class _Comparison:
         return all(self.same(getattr(a, name), getattr(b, name)) for name in names)
 
     def _classes(self, a: type, b: type) -> bool:
-        own = {"__dict__", "__weakref__", "__doc__", "__firstlineno__", "_abc_impl", "__static_attributes__"}
+        own = {"__dict__", "__weakref__", "__slotnames__", "__doc__", "__firstlineno__", "_abc_impl", "__static_attributes__"}
         if (a.__module__, a.__qualname__) != (b.__module__, b.__qualname__) or not self.all_same(a.__bases__, b.__bases__):
             return False
         parts = [{k: v for k, v in vars(c).items() if k not in own and not isinstance(v, types.MemberDescriptorType)} for c in (a, b)]
