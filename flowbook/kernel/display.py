@@ -52,7 +52,10 @@ STYLE = """<style>
 </style>"""
 
 # Reopened without the state of its widgets, a notebook has no panel in its place, only a line that says so: it is not shown, the status is.
-HIDING = "<style>.jp-OutputArea:has([data-flowbook-run]) .jupyter-widgets.jp-OutputArea-output:not(:has(*)){display:none}</style>"
+HIDING = (
+    "<style>.jp-OutputArea:has([data-flowbook-run])>.jp-OutputArea-child>"
+    ":is(.lm-Panel,.jupyter-widgets).jp-OutputArea-output:not(:has(*)){display:none}</style>"
+)
 
 
 def clean_text(text: str) -> str:

@@ -154,7 +154,8 @@ def test_people_see_one_thing_the_panel_or_the_status(lab: Lab, tmp_path: Path) 
     lab.open(again) if again.parent != lab.server.notebooks else page.goto(lab.server.url(f"lab/workspaces/again/tree/{again.name}"))
     page.wait_for_selector(".jp-NotebookPanel [data-flowbook-run] svg")
     page.wait_for_selector("text=said by start")
-    assert page.locator("text=model not found").filter(visible=True).count() == 0
+    page.wait_for_selector("text=model not found", state="attached")
+    assert page.locator("text=/model not found|Loading widget/").filter(visible=True).count() == 0
     assert page.locator(".fbp").count() == 0
     lab.picture("panel-reopened", whole=True)
 

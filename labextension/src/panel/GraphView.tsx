@@ -19,8 +19,8 @@ export function GraphView({ graph, steps, now, chosen, choose }: Props) {
                 viewBox={`0 0 ${graph.width} ${graph.height}`} style={{ width: `${graph.width}px`, minWidth: `${Math.round(graph.width * 0.8)}px` }}
                 role="group" aria-label={`graph of ${graph.nodes.length} steps`}
             >
-                {graph.edges.map((edge) => <Edge key={`${edge.from} ${edge.to}`} path={edge.path} live={known.get(edge.to)?.state === "running"} title={`${edge.from} → ${edge.to}${edge.reads.length ? `: ${edge.reads.join(", ")}` : ""}`} />)}
                 {graph.nodes.map((node) => <Node key={node.step} node={node} step={known.get(node.step)} now={now} chosen={chosen === node.step} choose={choose} />)}
+                {graph.edges.map((edge) => <Edge key={`${edge.from} ${edge.to}`} path={edge.path} live={known.get(edge.to)?.state === "running"} title={`${edge.from} → ${edge.to}${edge.reads.length ? `: ${edge.reads.join(", ")}` : ""}`} />)}
             </svg>
         </div>
     );
@@ -46,13 +46,13 @@ function Node({ node, step, now, chosen, choose }: { node: GraphNode; step: Step
             class={`fbp-node fbp-is-${state.replace(" ", "-")}`} role="button" tabIndex={0} aria-pressed={chosen}
             aria-label={`${node.step}, ${word(state)}${said ? `, ${said}` : ""}`} onClick={() => choose(node.step)} onKeyDown={press}
         >
-            <title>{[node.step, node.note, `${word(state)}${said ? `, ${said}` : ""}`, step?.note ?? ""].filter(Boolean).join("\n")}</title>
             {fan && <rect class="fbp-box fbp-behind" x={node.x + 3} y={node.y + 3} width={node.w} height={node.h} rx="5" />}
             <rect class="fbp-box" x={node.x} y={node.y} width={node.w} height={node.h} rx="5" />
             <rect class="fbp-edgeband" x={node.x} y={node.y + 6} width="3" height={node.h - 12} rx="1.5" />
             <text class="fbp-name" x={middle} y={node.y + (said ? 16 : node.h / 2 + 4)}>{node.label}</text>
             {said && <text class="fbp-said" x={middle} y={node.y + (fan ? 28 : 30)}>{said}</text>}
             {fan && step && <Share step={step} node={node} />}
+            <title>{[node.step, node.note, `${word(state)}${said ? `, ${said}` : ""}`, step?.note ?? ""].filter(Boolean).join("\n")}</title>
         </g>
     );
 }
