@@ -352,9 +352,11 @@ class Run:
         admitted = admit(asked, self.machine.granted.values(), self.machine.capacity, most)
         for launch, granted, notes in admitted:
             self.machine.granted[self, launch.task] = granted
+            step = state.spec.step(launch.task.step)
+            started_by = "notebook runs" if step.method is None else "run was started"
             notes += tuple(
-                f"environment variable {name} is not set where the notebook runs"
-                for name, value in state.spec.step(launch.task.step).options.env
+                f"environment variable {name} is not set where the {started_by}"
+                for name, value in step.options.env
                 if value is None and name not in self.place.env
             )
             why = self._looked.get(launch.task, (None, ""))[1]
@@ -861,18 +863,19 @@ def _error(live: Live, ended: Exit, step: Step, granted: Resources, item: str | 
 
 
 def _why(task: Task, ended: Exit, step: Step, granted: Resources) -> str:
+    memory, timeout = ("@resources(memory=…)", "@timeout(…)") if step.method is not None else ("--memory", "--timeout")
     if ended.reason == "oom":
         peak = f"{ended.peak_mb:.0f} MB" if ended.peak_mb is not None else "more memory than it may"
         limit = f"its limit is {granted.memory_mb} MB"
-        return f"{task} used {peak}, {limit}. Ask for more with --memory, or load less at once"
+        return f"{task} used {peak}, {limit}. Ask for more with {memory}, or load less at once"
     if ended.reason == "timeout":
-        return f"{task} ran longer than its limit of {step.options.timeout_s:g} s. Raise --timeout, or give it less to do"
+        return f"{task} ran longer than its limit of {step.options.timeout_s:g} s. Raise {timeout}, or give it less to do"
     if ended.reason == "killed":
         hints = {
-            "SIGKILL": " (often the system, when memory is short: ask for what it needs with --memory)",
+            "SIGKILL": f" (often the system, when memory is short: ask for what it needs with {memory})",
             "SIGSEGV": " (compiled code crashed)",
         }
-        return f"the process of {task} was killed by {ended.signal}{hints.get(ended.signal or '', '')}. Run it again, or look at its last output"
+        return f"the process of {task} was killed by {ended.signal}{hints.get(ended.signal or '', '')}. Its last output may say why"
     if ended.reason == "ended":
         return f"{task}: the body ended the process: os._exit({ended.code}). Let it run to its end; to make it fail, raise an error"
     return ended.message or f"{task} was lost ({ended.reason})"
