@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +39,16 @@ if TYPE_CHECKING:
 
 Json = Any
 Given = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+class _Nothing:
+    """No item was given; None is one."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
 
 
 @dataclass(frozen=True)
@@ -66,13 +78,14 @@ def run_step(
     *,
     inputs: Given | None = None,
     params: Mapping[str, Any] | None = None,
-    input: Any = None,
+    input: Any = NOTHING,
 ) -> StepResult:
     """Run one step of a flow class in this process, and give what it left.
 
     `inputs`: the artifacts that the step finds, by name; of a join a list of such dicts, one a task, or a dict branch → dict.
-    `input`: the item of the foreach around it. `params` are values by name. Raises DefinitionError for what is wrong with the flow or
-    with what is given, and whatever the method raises.
+    `input`: the item of the foreach around it, which a step that reads it must get. `params` are values by name. Raises DefinitionError
+    for what is wrong with the flow or with what is given, and whatever the method raises; a missing artifact has a note that tells how
+    to give it.
     """
     from flowbook import build
     from flowbook.spec import parameters
@@ -89,7 +102,7 @@ def attempt(
     *,
     inputs: Given | None = None,
     params: Mapping[str, Any] | None = None,
-    input: Any = None,
+    input: Any = NOTHING,
 ) -> StepResult:
     """Run one step of a flow file in a worker of its own, once. `params` are values by attribute.
 
@@ -105,15 +118,16 @@ def attempt(
 class _Scene:
     """A store with the results that one step is to find."""
 
-    def __init__(self, folder: Path, store: Store, spec: Spec, step: Step) -> None:
-        self.folder, self.store, self.spec, self.step = folder, store, spec, step
+    def __init__(self, folder: Path, store: Store, spec: Spec, step: Step, text: str) -> None:
+        """`text` is the source of the method."""
+        self.folder, self.store, self.spec, self.step, self.text = folder, store, spec, step, text
         self.index = tuple(0 for _ in step.scope)
         self._commits: dict[tuple[str, layout.Index], dict[str, Json]] = {}
 
     def order(self, inputs: Given | None, item: Any) -> dict[str, Json]:
         """Write the COMMITs, and give the ORDER of the attempt. Raises DefinitionError for inputs that the step cannot have."""
         spec, step = self.spec, self.step
-        fans = self._fan_outs(item)
+        fans = self._fan_outs(None if item is NOTHING else item)
         before = self._before()
         order: dict[str, Json] = {
             "store": self.store.describe(),
@@ -138,6 +152,9 @@ class _Scene:
             order["inputs"] = self._inherited(before, inputs)
         elif inputs:
             raise DefinitionError(Finding(f"step {step.name}", "is the first and finds no artifacts", "Give parameters instead."))
+        if item is NOTHING and self.needs_item:
+            remedy = f"In a test: run_step(…, {step.name!r}, input=…). On the command line: `test {step.name} --input input=…`."
+            raise DefinitionError(Finding(f"step {step.name}", "is in a foreach: give the item that it is called with", remedy))
         for (name, index), commit in self._commits.items():
             key = layout.commit(spec.flow, spec.run, name, index)
             self.store.create(key, json.dumps(commit, separators=(",", ":")).encode())
@@ -218,6 +235,13 @@ class _Scene:
         empty = {"v": 1, "attempt": 0, "artifacts": {}, "unsaved": {}, "plans": {}, "next": [], "warnings": [], "changed": []}
         return self._commits.setdefault((step, index), empty)
 
+    @property
+    def needs_item(self) -> bool:
+        """Whether the step has an item and reads it, or is the one that the foreach calls."""
+        if not self.step.scope:
+            return False
+        return self.step.options.foreach is not None or "self.input" in self.text
+
     # ---- a worker of its own ----
 
     async def launch(self, order: dict[str, Json]) -> StepResult:
@@ -273,7 +297,29 @@ def _scene(program: Program, step: str, *, params: Mapping[str, Any], code: Any)
         store = FilesStore(Path(folder) / "store")
         spec = build.spec_of(program, store, params=params, code=code)
         with results.use(store, _main(spec), flow=spec.flow):
-            yield _Scene(Path(folder), store, spec, spec.step(step))
+            yield _Scene(Path(folder), store, spec, spec.step(step), _text(program, step))
+
+
+def _text(program: Program, step: str) -> str:
+    """The source of a method; "" where there is none to read."""
+    function = next(node.function for node in program.graph.nodes if node.name == step)
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
+
+
+def missing(message: str, joins: bool) -> tuple[str, str] | None:
+    """What an AttributeError says of an artifact that the test did not give: its name, and the `inputs` that give it. None for any other.
+
+    >>> missing("self.best is not set: no step before end sets it.", False)
+    ('best', "{'best': …}")
+    """
+    found = re.match(r"self\.(\w+) is not set" if not joins else r".* has no artifact '(\w+)'", message)
+    if found is None:
+        return None
+    given = f"{{{found[1]!r}: …}}"
+    return found[1], f"[{given}, …]" if joins else given
 
 
 def _main(spec: Spec) -> dict[str, Any]:
@@ -295,6 +341,17 @@ class _Tee(io.TextIOBase):
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+def _run_told(task: Any, step: Step) -> None:
+    """Run the method; an error about an artifact that was not given tells how to give it."""
+    try:
+        task.run()
+    except AttributeError as error:
+        told = missing(str(error), step.joins)
+        if told is not None:
+            error.add_note(f"run_step gave step {step.name} no {told[0]}. Give it: inputs={told[1]}")
+        raise
 
 
 def _in_process(cls: type, scene: _Scene, order: dict[str, Json]) -> StepResult:
@@ -325,7 +382,7 @@ def _in_process(cls: type, scene: _Scene, order: dict[str, Json]) -> StepResult:
     try:
         with contextlib.redirect_stdout(tee):  # type: ignore[type-var]
             task.preload()
-            task.run()
+            _run_told(task, scene.step)
             entries, unsaved = task.artifacts()
             plans = task.plans()
     finally:

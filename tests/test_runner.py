@@ -179,10 +179,11 @@ class TestedFlow(FlowSpec):
     __test__ = False
     factor = Parameter("factor", default=2)
     constant = 5
+    what = "neither"
 
     @step
     def start(self):
-        self.rates = [0.1, 0.2]
+        self.rates, self.offset, self.log = [0.1, 0.2], 1, ["start"]
         self.next(self.train, foreach="rates")
 
     @step
@@ -294,6 +295,8 @@ def test_nothing_of_the_task_stays_behind() -> None:
         ("start", {"input": 1}, "is in no foreach"),
         ("join", {"inputs": {"model": 1}}, "a list of dicts, one a task"),
         ("join", {}, "a list of dicts, one a task"),
+        ("train", {}, "is in a foreach: give the item"),
+        ("train", {"inputs": {"offset": 1}}, "run_step(…, 'train', input=…)"),
         ("both", {"inputs": [{"x": 1}]}, "In this order: left, right"),
         ("both", {"inputs": {"lfet": {"x": 1}}}, "a dict branch"),
         ("both", {"inputs": {"left": 3}}, "a dict branch"),
@@ -306,8 +309,23 @@ def test_what_a_step_cannot_have_is_refused(name: str, given: dict[str, object],
     assert told in str(caught.value)
 
 
+def test_a_missing_artifact_has_a_note_that_tells_how_to_give_it() -> None:
+    with pytest.raises(AttributeError, match="self.offset is not set") as alone:
+        run_step(TestedFlow, "train", input=0.5)
+    with pytest.raises(AttributeError, match="has no artifact 'x'") as joined:
+        run_step(TestedFlow, "both", inputs=[{"x": 1}, {}])
+
+    assert alone.value.__notes__ == ["run_step gave step train no offset. Give it: inputs={'offset': …}"]
+    assert joined.value.__notes__ == ["run_step gave step both no x. Give it: inputs=[{'x': …}, …]"]
+
+
+def test_an_item_may_be_none() -> None:
+    with pytest.raises(TypeError):
+        run_step(TestedFlow, "train", inputs={"offset": 1}, input=None)
+
+
 def test_an_artifact_that_was_not_left_is_named_with_those_that_were() -> None:
-    with pytest.raises(AttributeError, match="left no artifact 'modle'. It left: rates"):
+    with pytest.raises(AttributeError, match="left no artifact 'modle'. It left: log, offset, rates"):
         run_step(TestedFlow, "start").modle  # noqa: B018
 
 

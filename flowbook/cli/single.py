@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowbook.cli import FAILED, SUCCEEDED
 from flowbook.cli.place import Place
 from flowbook.cli.text import clean, has_colours, styled
 from flowbook.errors import DefinitionError, Finding, StepFailed
+
+if TYPE_CHECKING:
+    from flowbook.build import Program
 
 ITEM, JOINED = "input", "inputs"  # names of --input that stand for the item of a foreach, and for the tasks of a join
 
@@ -24,7 +27,7 @@ def test(place: Place, given: argparse.Namespace) -> int:
     program = build.program_of(place.cls, with_marks=marks_of(given.withs))
     program.check()
     inputs = read_inputs(given.input)
-    item = inputs.pop(ITEM, None)
+    item = inputs.pop(ITEM, testing.NOTHING)
     joined = inputs.pop(JOINED, None)
     if joined is not None and inputs:
         raise DefinitionError(
@@ -37,7 +40,7 @@ def test(place: Place, given: argparse.Namespace) -> int:
     except StepFailed as failed:
         _print_output(failed.advice, colours)
         print(failed.traceback, file=sys.stderr)
-        print(f"{styled('error', 'bold red', has_colours(sys.stderr))}: {failed.message}", file=sys.stderr)
+        print(f"{styled('error', 'bold red', has_colours(sys.stderr))}: {_told(failed.message, given.step, program)}", file=sys.stderr)
         return FAILED
     _print_output(result.output, colours)
     for warning in result.warnings:
@@ -47,6 +50,19 @@ def test(place: Place, given: argparse.Namespace) -> int:
     way = ", ".join(result.next) or "nothing: the flow ends"
     print(f"next: {way}" + (f", for each of {len(result.items)} items" if result.items is not None else ""))
     return SUCCEEDED
+
+
+def _told(message: str, step: str, program: Program) -> str:
+    """What failed; of an artifact that was not given, how to give it."""
+    from flowbook import testing
+
+    joins = next((node.joins for node in program.graph.nodes if node.name == step), False)
+    missing = testing.missing(message.removeprefix(f"step {step}: ").partition(": ")[2], joins)
+    if missing is None:
+        return message
+    name = missing[0]
+    way = f"""--input '{JOINED}=[{{"{name}": …}}, …]'""" if joins else f"--input {name}=…"
+    return f"step {step} reads {name}, which was not given. Give it: {way}"
 
 
 def read_inputs(words: list[str]) -> dict[str, Any]:
