@@ -198,7 +198,7 @@ def _html(part: Part) -> str:
 def framed(html: str) -> str:
     """What the frame shows: a second frame, so that the policy of the first holds for wherever a link in the second leads."""
     before = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta http-equiv="x-dns-prefetch-control" content="off">'
-    inner = escape(before + page_of(html), quote=True)
+    inner = escape(f"{before}<style>body{{font:14px/1.5 system-ui,sans-serif}}</style>{page_of(html)}", quote=True)
     fill = "html,body{margin:0;height:100%}iframe{border:0;width:100%;height:100%;display:block;color-scheme:light}"
     frame = f'<iframe sandbox="" referrerpolicy="no-referrer" title="HTML of the step" srcdoc="{inner}"></iframe>'
     return f"{before}<style>{fill}</style>{frame}"

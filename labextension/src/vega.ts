@@ -223,7 +223,18 @@ function started(): Worker | null {
     return worker;
 }
 
-async function draw(el: HTMLElement, spec: Given, look: Look): Promise<Drawing> {
+/** altair names its only data after what it holds; as values of the chart itself they can be replaced. */
+function inline(spec: Given): Given {
+    const sets = spec.datasets as Given | undefined;
+    const name = (spec.data as Given | undefined)?.name;
+    if (!sets || typeof name !== "string" || Object.keys(sets).length !== 1 || !Array.isArray(sets[name])) return spec;
+    const { datasets: _, data: __, ...rest } = spec;
+    if (JSON.stringify(rest).includes(JSON.stringify(name))) return spec; // a part of it uses it, too
+    return { ...rest, data: { values: sets[name] } };
+}
+
+async function draw(el: HTMLElement, given: Given, look: Look): Promise<Drawing> {
+    const spec = inline(given);
     await tried(spec, look);
     const { runtime, rows } = prepared(spec, look);
     const log = new Log();
@@ -236,7 +247,8 @@ async function draw(el: HTMLElement, spec: Given, look: Look): Promise<Drawing> 
     }
     let frame = withoutRows(spec);
     return {
-        async change(next) {
+        async change(given) {
+            const next = inline(given);
             const found = (next.data as Given | undefined)?.values;
             if (rows === null || !Array.isArray(found) || withoutRows(next) !== frame || rowsName(next) !== rows) return false;
             if (found.length > UNTRIED_ROWS) await tried(next, look);

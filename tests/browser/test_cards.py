@@ -249,6 +249,30 @@ def test_a_chart_of_vega_takes_new_data_without_being_made_anew(watched: CardPag
     assert watched.errors == []
 
 
+def altair_bars(scale: int) -> VegaChart:
+    """As altair writes it: the data under a name made of what it holds."""
+    spec = bars(scale).to_json()["spec"]
+    name = f"data-{scale}"
+    return VegaChart(
+        {
+            **spec,
+            "data": {"name": name},
+            "datasets": {name: spec["data"]["values"]},
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.20.1.json",
+        }
+    )
+
+
+def test_a_chart_of_altair_takes_new_data_without_being_made_anew(watched: CardPage) -> None:
+    for scale in (1, 5):
+        el = watched.draw(card_of(altair_bars(scale)))
+        watched.page.wait_for_timeout(300)
+        watched.settled()
+        kept = el.locator("canvas").evaluate("el => { const kept = el.kept === true; el.kept = true; return kept; }")
+        assert kept is (scale == 5)
+    assert watched.errors == []
+
+
 def test_many_charts_share_one_vega_and_a_wrong_one_shows_its_data(watched: CardPage) -> None:
     wrong = VegaChart(
         {

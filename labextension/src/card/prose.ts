@@ -84,7 +84,7 @@ const HEIGHT = 400;
 /** What the frame shows: in a frame without scripts a second one, so that the policy of the first holds for wherever a link in the second leads. */
 export function framed(html: string): string {
     const head = `<meta http-equiv="Content-Security-Policy" content="${POLICY}"><meta http-equiv="x-dns-prefetch-control" content="off">`;
-    const inner = attribute(head + pageOf(html));
+    const inner = attribute(`${head}<style>body{font:14px/1.5 system-ui,sans-serif}</style>${pageOf(html)}`);
     const fill = "html,body{margin:0;height:100%}iframe{border:0;width:100%;height:100%;display:block;color-scheme:light}";
     return `${head}<style>${fill}</style><iframe sandbox="" referrerpolicy="no-referrer" title="HTML of the step" srcdoc="${inner}"></iframe>`;
 }
