@@ -35,7 +35,7 @@ Json = Any
 
 STATIC = Path(__file__).parent.parent / "static"
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 2.0
-PAUSE_RATIO = 20  # a sending that cost 10 ms of CPU is followed by a pause of 20 times that
+PAUSE_RATIO = 40  # a sending that cost 5 ms of CPU is followed by a pause of 40 times that
 FIRST_DELAY_S = 0.3  # importing anywidget takes as long, and the value of the first run does not wait for it
 FINISH_S = 5.0
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -145,7 +145,9 @@ class RunPanel:
         """Send what has changed, or everything. True if there is more to read from the store."""
         with self._sending:
             more = self._read()
+            time.sleep(0)  # the main thread may have its turn between two parts, else it waits for the interpreter's next switch
             state = self._state(self._collect())
+            time.sleep(0)
             gone = {
                 key: None for key in self._sent if key not in state and key.startswith(("detail ", "card ")) and self._sent[key] is not None
             }
@@ -155,6 +157,7 @@ class RunPanel:
             if whole:
                 new = {**self._sent, **state, **gone}
             if self._widget is not None and (new or gone):
+                time.sleep(0)
                 self._widget.change(new | gone)
                 self._sent.update(new)
                 for key in gone:
