@@ -167,9 +167,7 @@ def test_whenever_it_is_killed_the_result_is_that_of_an_undisturbed_run(tmp_path
     assert ("checkpoint: the loop" in ran.output) == (at > 0)
 
 
-def test_a_resume_goes_on_from_the_failed_tasks_unless_what_they_work_with_has_changed(tmp_path: Path) -> None:
-    flow = FlowFile(tmp_path)
-    text = """
+SWEEP = """
 class Sweep(FlowSpec):
     scale = Parameter("scale", default=1)
 
@@ -184,10 +182,13 @@ class Sweep(FlowSpec):
         self.log = []
         # NEW
         for epoch in range(6):
-            MEND
+            self.check(epoch)
             self.log.append((current.run_id, self.input * self.scale))
             save_checkpoint()
         self.next(self.join)
+
+    def check(self, epoch):
+        MEND
 
     @step
     def join(self, inputs):
@@ -198,14 +199,89 @@ class Sweep(FlowSpec):
     def end(self):
         pass
 """
-    flow.write(text.replace("MEND", "assert epoch < 2 + self.input, 'broken'"))
+
+
+def test_a_resume_goes_on_from_the_failed_tasks_unless_what_they_work_with_has_changed(tmp_path: Path) -> None:
+    flow = FlowFile(tmp_path)
+    flow.write(SWEEP.replace("MEND", "assert epoch < 2 + self.input, 'broken'"))
     assert "broken" in flow.fails()
-    flow.write(text.replace("# NEW", "self.new, new = 1, 2").replace("MEND", "assert self.new + new == 3"))
+    flow.write(SWEEP.replace("# NEW", "self.new = 1").replace("MEND", "assert self.new == 1"))
     flow.run("resume")
     flow.run("resume", "--origin-run-id", "1", "--scale", "10")
 
     assert flow.value("logs", run="2") == [[("1", rate)] * (2 + rate) + [("2", rate)] * (4 - rate) for rate in (1, 2)]
     assert flow.value("logs", run="3") == [[("3", 10 * rate)] * 6 for rate in (1, 2)]
+
+
+@pytest.mark.parametrize(("policy", "runs"), [("", ["2"] * 6), ("(load_policy='eager')", ["1"] * 3 + ["2"] * 3)])
+def test_a_loop_that_was_edited_begins_anew_in_a_resumed_run_and_says_how_to_go_on(tmp_path: Path, policy: str, runs: list[str]) -> None:
+    flow = FlowFile(tmp_path)
+    text = SWEEP.replace("@checkpoint", f"@checkpoint{policy}").replace("[1, 2]", "[1]")
+    flow.write(text.replace("MEND", "assert epoch < 3, 'broken'"))
+    assert "broken" in flow.fails()
+    flow.write(text.replace("MEND", "pass").replace("self.input * self.scale", "self.scale * self.input"))
+    said = flow.run("resume").stdout
+
+    assert [run for run, _ in flow.value("logs", run="2")[0]] == runs
+    assert ("has changed since run 1: it begins anew; to go on all the same: @checkpoint(load_policy='eager')" in said) == (not policy)
+
+
+LOOPS = {
+    "named": "for e in checkpoint.loop(range(5), model=model):\n            model['w'] += 1",
+    "plain": "for e in range(5):\n            model['w'] += 1\n            save_checkpoint()",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_a_task_that_succeeded_leaves_nothing_to_go_on_from(tmp_path: Path, loop: str) -> None:
+    flow = FlowFile(tmp_path)
+    text = f"""
+class Train(FlowSpec):
+    @checkpoint
+    @step
+    def start(self):
+        model = {{"w": 0}}
+        {loop}
+        self.w = model["w"]
+        self.run = current.run_id
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+    flow.write(text)
+    flow.run()
+    again = flow.run("resume", "start").stdout
+    flow.write(text.replace("+= 1", "+= 100"))
+    edited = flow.run("resume", "--origin-run-id", "1").stdout
+
+    assert [(flow.value("w", run=run), flow.value("run", run=run)) for run in "123"] == [(5, "1"), (5, "2"), (500, "3")]
+    assert "goes on after" not in again + edited
+
+
+def test_a_step_that_was_asked_for_and_failed_goes_on_in_the_next_resume(tmp_path: Path) -> None:
+    flow = FlowFile(tmp_path)
+    flow.write("""
+class Train(FlowSpec):
+    @checkpoint
+    @step
+    def start(self):
+        self.log = []
+        for epoch in range(5):
+            assert (current.run_id, epoch) not in [("1", 3), ("2", 2)], "broken"
+            self.log.append(current.run_id)
+            save_checkpoint()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+""")
+    assert "broken" in flow.fails() and "broken" in flow.fails("resume", "start")
+    flow.run("resume")
+
+    assert flow.value("log", run="3") == ["2"] * 2 + ["3"] * 3
 
 
 BODIES = {

@@ -15,7 +15,9 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import dataclasses
+import functools
 import itertools
+import json
 import os
 import signal
 import sys
@@ -28,9 +30,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from flowbook.errors import DefinitionError, NotPicklable
+from flowbook.errors import DefinitionError, NotPicklable, StoreError
 from flowbook.spec.flow import Checkpoint, is_token
-from flowbook.store import canon, chunks, codec
+from flowbook.store import canon, chunks, codec, layout
 from flowbook.store.chunks import Found, Manifest, Shelf
 from flowbook.worker import files, loops, output, restore
 from flowbook.worker.loops import Site
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 Json = Any
 References = list[dict[str, Json]]
 TERMINATED = 143  # the exit code of a process that SIGTERM ended
+ASKED = "asked for"  # the part of a step's key that a run which is told to run it again gives it
 FREE_S, SHARE = 1.0, 0.1  # without `every`, saving may take a second and a tenth of the loop's time
 _MISSING = object()
 _live: Live | None = None
@@ -216,11 +219,47 @@ class Live:
         return self._found[kinds]
 
     def _fits(self, shelf: Shelf, manifest: Manifest) -> bool:
-        """Whether a checkpoint of a run that is resumed was made of what this task has, too."""
-        if shelf.run == self._shelf.run or self._options.load_policy == "eager" or manifest.get("basis") == self.basis:
+        """Whether a checkpoint is one to go on from: of this run, or of a task of another that did not end, and had what this one has."""
+        if shelf.run == self._shelf.run:
             return True
-        self.tell(f"that of run {shelf.run} is not used: parameters or inputs of the step have changed since")
-        return False
+        eager = self._options.load_policy == "eager"
+        if self._is_asked_for(shelf) or (self._ended(shelf) and not (eager and manifest["kind"] != "loop")):
+            return False
+        if eager:
+            return True
+        if manifest.get("basis") != self.basis:
+            self.tell(f"that of run {shelf.run} is not used: parameters or inputs of the step have changed since")
+            return False
+        changed = next((each for each in manifest.get("loops", ()) if each.get("text", "") not in self._texts | {""}), None)
+        if changed is not None:
+            keep = "" if self._attempt.step.method is None else "; to go on all the same: @checkpoint(load_policy='eager')"
+            self.tell(f"the loop {changed['label']} has changed since run {shelf.run}: it begins anew{keep}")
+        return changed is None
+
+    def _is_asked_for(self, shelf: Shelf) -> bool:
+        """Whether this run was told to run the step again, and the other was not told so already."""
+        attempt = self._attempt
+        asked = attempt.step.parts.get(ASKED)
+        if asked is None:
+            return False
+        try:
+            steps = json.loads(self._store.get(layout.spec(attempt.spec.flow, shelf.run)))["steps"]
+        except (StoreError, ValueError, LookupError):
+            return True
+        return not any(step["name"] == attempt.step.name and step.get("parts", {}).get(ASKED) == asked for step in steps)
+
+    def _ended(self, shelf: Shelf) -> bool:
+        """Whether the task has its result: its loops are done, and whoever runs it again does not want them passed over."""
+        attempt = self._attempt
+        return shelf.run != self._shelf.run and attempt.scope.reader.commit(shelf.run, attempt.step.name, attempt.index) is not None
+
+    @functools.cached_property
+    def _texts(self) -> set[str]:
+        """Of all loops of the program as it is now."""
+        spec = self._attempt.spec
+        texts = [self._attempt.step.source, *(cell["source"] for cell in spec.sources.values())]
+        texts += [self._store.get(layout.blob(module["blob"])).decode("utf-8", "replace") for module in spec.modules.values()]
+        return {key for text in texts for key in loops.text_keys(text)}
 
     @property
     def basis(self) -> str:
@@ -420,7 +459,8 @@ class Live:
         """Save a loop between two items, with the last state of those before it."""
         self.look_up_records(loop)
         state = self._state
-        record = {"loop": loop.number, "where": loop.where, "label": loop.label, "position": loop.position, "done": done}
+        record = {"loop": loop.number, "where": loop.where, "label": loop.label, "text": loop.text}
+        record |= {"position": loop.position, "done": done}
         before = [each for each in self._records if each["loop"] < loop.number]
 
         def parts() -> dict[str, codec.Encoded]:
@@ -522,6 +562,7 @@ class Loop:
 
     def __init__(self, live: Live, label: str, where: str, every: tuple[int | None, float | None]) -> None:
         self.live, self.label, self.where, self._every = live, label, where, every
+        self.text = ""  # loops.text_key
         self.number = 0
         self.position = 0
         self.due = False
@@ -603,6 +644,8 @@ class NamedLoop(Loop):
         self._iterable, self._values = iterable, values
         self._names = [name for name, value in values.items() if frame.f_locals.get(name, _MISSING) is value]
         self._frame = frame  # not the one that asks for items: there may be a tqdm between
+        statement = loops.loop_at(frame)
+        self.text = loops.text_key(statement) if statement is not None else ""
 
     def __len__(self) -> int:
         return max(0, len(self._iterable) - self.position)
@@ -661,6 +704,7 @@ class PlainLoop(Loop):
     def __init__(self, live: Live, site: Site, iterable: Any, is_for: bool, around: Surroundings) -> None:
         super().__init__(live, site.label, "", (1 << 62, None))
         self._site, self._iterable, self._is_for, self._around = site, iterable, is_for, around
+        self.text = site.text
         self._impossible = ""
         self._frame: types.FrameType | None = None
 

@@ -18,9 +18,11 @@ import __future__
 
 import ast
 import builtins
+import hashlib
 import inspect
 import itertools
 import linecache
+import re
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,6 +48,7 @@ class Site:
     dead: frozenset[str] = frozenset()  # names that each item binds before it reads them, and that nothing after the loop reads
     nested: bool = False  # save_checkpoint() stands in a loop within the loop
     cells: dict[str, types.CellType] = field(default_factory=dict)  # variables of the functions around this one
+    text: str = ""  # see text_key
 
 
 sites: list[Site] = []
@@ -81,6 +84,39 @@ def rewrite_cell(tree: ast.Module, filename: str) -> None:
     """The same for the loops at the top level of a cell, in its tree itself."""
     if any(_targets(tree.body)):
         _rewrite_body(tree, filename, ())
+
+
+# ---- the text of loops ---------------------------------------------------------------------------------------------------
+
+
+def text_key(loop: Loop) -> str:
+    """What the statement says: comments and layout do not count, nor where it stands."""
+    return hashlib.sha256(ast.dump(loop).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def text_keys(source: str) -> set[str]:
+    """Those of all loops in a source."""
+    module = parsed(source)
+    return {text_key(node) for node in ast.walk(module) if isinstance(node, ast.For | ast.While)} if module is not None else set()
+
+
+def parsed(source: str) -> ast.Module | None:
+    """The tree of a file or a cell, whose lines of magic count as empty; None if it is no Python."""
+    plain = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source)
+    for text in dict.fromkeys((source, plain)):
+        try:
+            return ast.parse(text)
+        except (SyntaxError, ValueError):
+            continue
+    return None
+
+
+def loop_at(frame: types.FrameType) -> ast.For | None:
+    """The `for` statement in whose head a frame is."""
+    module = parsed("".join(linecache.getlines(frame.f_code.co_filename, frame.f_globals)))
+    loops = (node for node in ast.walk(module) if isinstance(node, ast.For)) if module is not None else ()
+    found = [loop for loop in loops if loop.lineno <= frame.f_lineno <= (loop.iter.end_lineno or loop.lineno)]
+    return found[-1] if found else None
 
 
 # ---- finding -------------------------------------------------------------------------------------------------------------
@@ -267,7 +303,7 @@ def _site(node: ast.FunctionDef | ast.Module, loop: Loop, filename: str, owner: 
         frozenset(_mangled(name, owner) for name in names) for names in (_bound(loop), _mentioned(loop), _dead(loop, after))
     )
     nested = not any(_is_save(child) for child in _outside_loops(loop))
-    return Site(label, assigned=assigned, mentioned=mentioned, dead=dead, nested=nested)
+    return Site(label, assigned=assigned, mentioned=mentioned, dead=dead, nested=nested, text=text_key(loop))
 
 
 def _mangled(name: str, owner: ast.ClassDef | None) -> str:
