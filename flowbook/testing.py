@@ -153,8 +153,8 @@ class _Scene:
         elif inputs:
             raise DefinitionError(Finding(f"step {step.name}", "is the first and finds no artifacts", "Give parameters instead."))
         if item is NOTHING and self.needs_item:
-            remedy = f"In a test: run_step(…, {step.name!r}, input=…). On the command line: `test {step.name} --input input=…`."
-            raise DefinitionError(Finding(f"step {step.name}", "is in a foreach: give the item that it is called with", remedy))
+            remedy = "On the command line: --input input=… (JSON). Of run_step: input=…"
+            raise DefinitionError(Finding(f"step {step.name}", "is in a foreach: give the item that it gets", remedy))
         for (name, index), commit in self._commits.items():
             key = layout.commit(spec.flow, spec.run, name, index)
             self.store.create(key, json.dumps(commit, separators=(",", ":")).encode())

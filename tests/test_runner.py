@@ -296,7 +296,7 @@ def test_nothing_of_the_task_stays_behind() -> None:
         ("join", {"inputs": {"model": 1}}, "a list of dicts, one a task"),
         ("join", {}, "a list of dicts, one a task"),
         ("train", {}, "is in a foreach: give the item"),
-        ("train", {"inputs": {"offset": 1}}, "run_step(…, 'train', input=…)"),
+        ("train", {"inputs": {"offset": 1}}, "Of run_step: input=…"),
         ("both", {"inputs": [{"x": 1}]}, "In this order: left, right"),
         ("both", {"inputs": {"lfet": {"x": 1}}}, "a dict branch"),
         ("both", {"inputs": {"left": 3}}, "a dict branch"),

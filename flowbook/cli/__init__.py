@@ -40,9 +40,10 @@ class NotConfigured(FlowbookError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program `flowbook`. Gives the exit code."""
-    from flowbook.cli import arguments, commands, program
 
     def act() -> int:
+        from flowbook.cli import arguments, commands, program  # in here, so that Ctrl-C meanwhile ends quietly
+
         given = arguments.split(list(sys.argv[1:] if argv is None else argv), "flowbook", commands.COMMANDS)
         if given is None:
             return WRONG
@@ -62,8 +63,10 @@ def main_flow(cls: type, argv: Sequence[str] | None = None) -> None:
 
     Comes back only under ``flowbook COMMAND file.py:Other``, for a class that is not the one asked for.
     """
-    from flowbook.cli import arguments, commands, program
-
+    try:
+        from flowbook.cli import program
+    except KeyboardInterrupt:
+        _leave(_interrupted())
     if not program.wanted(cls):
         return
     if getattr(sys.modules.get("__main__"), "__file__", None) is None:  # its arguments are not meant for a flow
@@ -71,6 +74,8 @@ def main_flow(cls: type, argv: Sequence[str] | None = None) -> None:
         raise DefinitionError(Finding(f"{cls.__name__}()", "is the command line of a flow file, and here is none", remedy))
 
     def act() -> int:
+        from flowbook.cli import arguments, commands
+
         given = arguments.split(list(sys.argv[1:] if argv is None else argv), program.spelled(), commands.COMMANDS, cls)
         return WRONG if given is None else _act(cls, given)
 
@@ -93,8 +98,7 @@ def guarded(act: Any) -> int:
         _tell(error)
         return WRONG if isinstance(error, StoreMissing) else FAILED
     except KeyboardInterrupt:
-        print("interrupted; nothing was started", file=sys.stderr)  # a run that was started says more, in run.py
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:  # whoever read this has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SUCCEEDED
@@ -115,6 +119,11 @@ def _act(cls: type | None, given: Given) -> int:
 
 def _back(given: Given) -> list[str]:
     return [*given.before, given.command, *given.rest[1:]]
+
+
+def _interrupted() -> int:
+    print("interrupted; nothing was started", file=sys.stderr)  # a run that was started says more, in run.py
+    return INTERRUPTED
 
 
 def _leave(code: int) -> NoReturn:

@@ -117,7 +117,7 @@ def split(argv: Sequence[str], spelled: str, commands: Mapping[str, Command], cl
         return None
     command = argv[at]
     if command not in commands:
-        raise DefinitionError(Finding("", f"there is no command {command!r}", meant(command, commands, "Commands")))
+        raise DefinitionError(Finding("", f"there is no command {command!r}", _command_remedy(argv[at:], spelled, commands, cls)))
     return Given(
         command,
         list(argv[at + 1 :]),
@@ -141,6 +141,15 @@ def _without_configs(argv: Sequence[str]) -> list[str]:
     told = parameters.config_arguments(argv)
     parameters.set_config_sources(told.files, told.values)
     return told.rest
+
+
+def _command_remedy(words: Sequence[str], spelled: str, commands: Mapping[str, Command], cls: type | None) -> str:
+    """Also for who writes the file before the command."""
+    file = words[0].partition(":")[0]
+    if cls is not None or not file.endswith(".py"):
+        return meant(words[0], commands, "Commands")
+    command = next((word for word in words[1:] if word in commands), "run")
+    return f"The command comes first: write `{spelled} {command} {words[0]}`."
 
 
 def _remedy(name: str, spelled: str, cls: type | None) -> str:

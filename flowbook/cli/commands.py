@@ -61,14 +61,14 @@ def _graph(parser: argparse.ArgumentParser) -> None:
 
 
 def _logs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN/STEP[/TASK]", help="whose output; RUN may be `latest`")
-    parser.add_argument("--attempt", type=int, metavar="K", help="of this attempt; the last if not given")
+    parser.add_argument("path", nargs="?", metavar="RUN/STEP[/TASK]", help="whose output; RUN may be `latest`, which it is if not given")
+    parser.add_argument("--attempt", type=int, metavar="K", help="of this attempt, counted from 0; the last if not given")
     parser.add_argument("--stdout", action="store_true", help="stdout and stderr of a task are one text, in the order of printing")
     parser.add_argument("--stderr", action="store_true", help="the same text")
 
 
 def _dump(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN/STEP[/TASK]", help="whose artifacts; RUN may be `latest`")
+    parser.add_argument("path", nargs="?", metavar="RUN/STEP[/TASK]", help="whose artifacts; RUN may be `latest`, which it is if not given")
     parser.add_argument("--include", metavar="NAMES", help="only these, separated by commas")
     parser.add_argument("--private", action="store_true", help="those whose names begin with _, too")
     parser.add_argument("--max-value-size", type=int, default=1000, metavar="N", help="characters shown of one value (1000)")
@@ -100,9 +100,9 @@ def _tag(parser: argparse.ArgumentParser) -> None:
 
 def _runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("flow", nargs="?", metavar="FLOW", help="a flow of the store, where no flow file is given")
-    parser.add_argument("-n", type=int, default=20, metavar="N", help="the last N (20); 0: all")
+    parser.add_argument("-n", type=_count, default=20, metavar="N", help="the last N (20); 0: all")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only runs with this tag (repeatable)")
-    parser.add_argument("--state", metavar="STATE", help="only succeeded, failed, stopped or open ones")
+    parser.add_argument("--state", metavar="STATE", help="only succeeded, failed, stopped or running ones; open: their process is gone")
     parser.add_argument("--json", action="store_true", help="as JSON, a line a run")
 
 
@@ -140,6 +140,14 @@ def _workers(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+_count.__name__ = "number (0 or more)"
 _workers.__name__ = "number of workers (1 or more)"  # argparse names it: "invalid number of workers …"
 
 _TABLE = (
@@ -149,7 +157,7 @@ _TABLE = (
     Command("show", "What the flow does: its steps, parameters and triggers.", "look:show"),
     Command("graph", "The graph of its steps, as text, dot or JSON.", "look:graph", _graph),
     Command("runs", "The runs of the flow.", "look:runs", _runs, loose=True),
-    Command("logs", "What tasks printed.", "look:logs", _logs, loose=True),
+    Command("logs", "What tasks printed, and the tracebacks of those that failed.", "look:logs", _logs, loose=True),
     Command("dump", "The artifacts of tasks.", "look:dump", _dump, loose=True),
     Command("card", "The cards of tasks, as HTML files.", "look:card", _card, loose=True),
     Command("tag", "Tags of runs.", "change:tag", _tag),

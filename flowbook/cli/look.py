@@ -8,23 +8,31 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbook.cli import SUCCEEDED
+from flowbook.cli.failure import reason
 from flowbook.cli.place import Place, RunPath
 from flowbook.cli.text import clean, has_colours, meant, styled, table, time_text
-from flowbook.errors import ArtifactError, DefinitionError, Finding
+from flowbook.errors import ArtifactError, DefinitionError, Finding, StoreError
 from flowbook.spec.amounts import seconds_text, size_text
+from flowbook.spec.decorators import notes_of
 from flowbook.store import layout
 
 if TYPE_CHECKING:
     from flowbook.build import Program
+    from flowbook.engine.events import Task
+    from flowbook.engine.state import TaskState
     from flowbook.spec.classgraph import Graph, Node
+    from flowbook.store.base import Store
+    from flowbook.store.glance import Row
 
 MOST_TASKS = 100  # whose output is printed, where a step has more
 MOST_CARDS = 50  # on one page
-STATES = ("succeeded", "failed", "stopped", "open")
+PING_S = 2.0  # for an engine to say which runs it drives
+STATES = ("succeeded", "failed", "stopped", "running", "open")
 
 # ---- the flow itself ------------------------------------------------------------------------------------------------------
 
@@ -43,6 +51,9 @@ def check(place: Place, given: argparse.Namespace) -> int:
     if findings:
         raise DefinitionError(*findings)
     nodes = program.graph.nodes
+    for name, options in program.options.items():
+        for note in notes_of(options):
+            print(f"step {name}: {note}")
     print(f"{program.name}: {len(nodes)} step{'s' * (len(nodes) != 1)}, nothing wrong")
     for line in _starts(program):
         print(line)
@@ -149,9 +160,11 @@ def _asks(program: Program, node: Node) -> Iterator[str]:
 
 def _starts(program: Program) -> list[str]:
     """What would start the flow once it is deployed."""
+    from datetime import UTC, datetime
+
     from flowbook.spec import schedules
 
-    return schedules.describe(program.cls)
+    return schedules.describe(program.cls, datetime.now(UTC))
 
 
 def _graph_text(found: Graph) -> Iterator[str]:
@@ -194,56 +207,109 @@ def _dot(found: Graph) -> Iterator[str]:
 
 
 def runs(place: Place, given: argparse.Namespace) -> int:
-    """``runs``: newest first."""
-    from flowbook.store.glance import Glance
-
+    """``runs``: newest first. A run that has not ended is ``running``, or ``open`` if the process that drove it is gone."""
     if given.state and given.state not in STATES:
         raise DefinitionError(Finding("", f"there is no state {given.state!r}", meant(given.state, STATES, "States")))
     if given.flow is None and place.flow is None:
         print("\n".join(place.flows()) or "the store has no flow yet")
         return SUCCEEDED
-    flow, rows = place.known_flow(given.flow), []
-    for run, row in Glance(place.store, flow):
-        state = row.state or ("damaged" if row.damaged else "open")
-        tags = (*row.tags, *((f"user:{row.user}",) if row.user else ()))
-        if (given.state in (None, state)) and all(tag in tags for tag in given.tag) and given.namespace in (None, "", *tags):
-            rows.append((run, state, row))
-        if given.n and len(rows) == given.n:
-            break
+    flow = place.known_flow(given.flow)
+    chosen = _chosen_runs(place, flow, given)
+    rows = list(islice(chosen, given.n or None))
     if given.json:
         for run, state, row in rows:
             fields = {"run": run, "state": state, "started_at": row.started_at, "ended_at": row.ended_at}
             print(json.dumps({**fields, "user": row.user, "tags": list(row.tags)}))
         return SUCCEEDED
+    filtered = given.tag or given.state or given.namespace
     if not rows:
-        print(f"no run of {flow}" + (" that fits" if given.tag or given.state or given.namespace else " yet"))
+        print(f"no run of {flow}" + (" that fits" if filtered else " yet"))
         return SUCCEEDED
     shown = []
     for run, state, row in rows:
         took = seconds_text(row.ended_at - row.started_at) if row.ended_at and row.started_at else "-"
         shown.append((run, state, time_text(row.started_at), took, row.user or "-", ", ".join(row.tags)))
     print("\n".join(table(shown, ("run", "state", "started", "took", "user", "tags"), has_colours(sys.stdout))))
+    if next(chosen, None) is not None:
+        those = "those that fit" if filtered else f"{len(place.runs(flow))} runs"
+        print(f"… these are the newest {len(rows)} of {those}; -n 0 shows all")
+    left = next((run for run, state, _ in rows if state == "open"), None)
+    if left is not None:
+        words = ("resume", "--origin-run-id", left)
+        resume = place.spell(*words) if place.cls is not None else " ".join(words)
+        print(f"open: the process that drove the run is gone; what had succeeded is kept. `{resume}` goes on with run {left}")
     return SUCCEEDED
+
+
+def _chosen_runs(place: Place, flow: str, given: argparse.Namespace) -> Iterator[tuple[str, str, Row]]:
+    """Run, state in a word, and the rest, of the runs that were asked for."""
+    from flowbook.store.glance import Glance
+
+    driven: set[tuple[str, str]] | None = None  # asked for only if a run has not ended
+    for run, row in Glance(place.store, flow):
+        state = row.state or ("damaged" if row.damaged else "open")
+        if state == "open":
+            driven = _driven(place.store) if driven is None else driven
+            state = "running" if (flow, run) in driven else "open"
+        tags = (*row.tags, *((f"user:{row.user}",) if row.user else ()))
+        wanted = (None, state, *(["running"] if state == "open" else []))  # to the client each run that has not ended is running
+        if given.state in wanted and all(tag in tags for tag in given.tag) and given.namespace in (None, "", *tags):
+            yield run, state, row
+
+
+def _driven(store: Store) -> set[tuple[str, str]]:
+    """The runs that processes of this machine drive now: flow and run."""
+    from flowbook.engine import registry
+    from flowbook.kernel.engine import ping
+
+    try:
+        engines = [entry for _, entry in registry.entries(store)]
+    except (OSError, StoreError):
+        return set()
+    answers = [ping(entry.socket, PING_S) for entry in engines]
+    return {(str(flow), str(run)) for answer in answers for flow, run in (answer or {}).get("runs", ())}
 
 
 def logs(place: Place, given: argparse.Namespace) -> int:
-    """``logs RUN/STEP[/TASK]``: stdout and stderr of a task are one text, as they came."""
+    """``logs RUN/STEP[/TASK]``: stdout and stderr of a task are one text, as they came; then why it failed, if it did."""
     path = place.path(given.path)
-    found = _Tasks(place, path)
-    shown = 0
-    for step, index in found:
-        origin, there, attempt = found.printed_by(step, index)
-        key = layout.output(path.flow, origin, step, there, attempt if given.attempt is None else given.attempt)
-        if not place.store.exists(key):
+    tasks = _Tasks(place, path)
+    colours, shown = has_colours(sys.stdout), 0
+    for task in tasks.logged():
+        lines = list(_log(place, tasks, task, given.attempt))
+        if not lines:
             continue
         shown += 1
         if shown > MOST_TASKS:
-            print(f"… of more tasks than {MOST_TASKS}: name one, {path.run}/{step}/TASK", file=sys.stderr)
+            print(f"… of more tasks than {MOST_TASKS}: name one, {path.run}/{task.step}/TASK", file=sys.stderr)
             break
-        _print_output(place.store.get(key), f"[{path.run}/{step}/{layout.task_key(index)}] " if path.task is None else "")
+        prefix = f"[{path.run}/{task.step}/{layout.task_key(task.index, task.part)}] " if path.task is None else ""
+        sys.stdout.writelines(f"{prefix}{clean(line, colours)}\n" for line in lines)
     if not shown:
-        print(f"{given.path} printed nothing that is kept", file=sys.stderr)
+        name = "/".join(part for part in (path.run, path.step, path.task) if part)
+        ran = any(tasks.ran(step, index) for step, index in tasks)
+        which = f"attempt {given.attempt} of {name}" if given.attempt is not None else name
+        print(f"{which} printed nothing that is kept" if ran else f"{name} did not run", file=sys.stderr)
     return SUCCEEDED
+
+
+def _log(place: Place, tasks: _Tasks, task: Task, wanted: int | None) -> Iterator[str]:
+    """The lines of one task: which attempts failed before, what the one that is shown printed, and its traceback."""
+    origin, there, last = tasks.state.printed_by(task)
+    attempt, failures = last if wanted is None else wanted, tasks.failures.get(task, {})
+    for number, error in failures.items() if wanted is None else ():
+        if number != attempt:
+            yield f"({_failed(number, error).splitlines()[0]}; --attempt {number} shows it)"
+    key = layout.output(tasks.path.flow, origin, task.step, there, attempt, task.part)
+    if place.store.exists(key):
+        yield from place.store.get(key).decode("utf-8", "replace").rstrip("\n").split("\n")
+    if attempt in failures:
+        traceback = str(failures[attempt].get("traceback") or "").rstrip()
+        yield from (traceback or _failed(attempt, failures[attempt])).split("\n")
+
+
+def _failed(attempt: int, error: dict[str, Any]) -> str:
+    return f"attempt {attempt} {'was lost' if error.get('reason') == 'lost' else 'failed'}: {reason(error)}"
 
 
 def dump(place: Place, given: argparse.Namespace) -> int:
@@ -251,17 +317,30 @@ def dump(place: Place, given: argparse.Namespace) -> int:
     from flowbook.store.results import Reader, use
 
     path = place.path(given.path)
+    tasks = _Tasks(place, path)
     wanted = set(filter(None, (given.include or "").split(",")))
+    known: set[str] = set()
+    idle: dict[str, None] = {}  # steps with tasks that did not run
     reader = Reader(place.store, path.flow, vars(sys.modules["__main__"]))
     with use(place.store, vars(sys.modules["__main__"]), flow=path.flow):
-        for step, index in _Tasks(place, path):
-            print(styled(f"{path.flow}/{path.run}/{step}/{layout.task_key(index)}", "bold", has_colours(sys.stdout)))
+        for step, index in tasks:
+            if not tasks.ran(step, index):
+                idle[step] = None
+                continue
             names = reader.visible_names(path.flow, path.run, step, index)
-            for word in sorted(wanted - names.keys()):
-                raise DefinitionError(Finding(given.path, f"it has no artifact {word!r}", meant(word, sorted(names), "Artifacts")))
+            known |= names.keys()
+            if wanted and not wanted & names.keys():
+                continue
+            title = styled(f"{path.flow}/{path.run}/{step}/{layout.task_key(index)}", "bold", has_colours(sys.stdout))
+            print(title + tasks.how(step, index))
             for name in sorted(names):
                 if (name in wanted) or (not wanted and (given.private or not name.startswith("_"))):
                     print(f"  {name} = {_shown(reader, name, names[name], given.max_value_size)}")
+    if idle:
+        print(f"not run: {', '.join(idle)}")
+    for word in sorted(wanted - known):
+        name = "/".join(part for part in (path.run, path.step, path.task) if part)
+        raise DefinitionError(Finding(name, f"it has no artifact {word!r}", meant(word, sorted(known), "Artifacts")))
     return SUCCEEDED
 
 
@@ -298,7 +377,7 @@ def card(place: Place, given: argparse.Namespace) -> int:
         raise DefinitionError(Finding(given.path, what, meant(given.id or "", ids, "Cards") if ids else "A step has one with @card."))
     if len(chosen) > MOST_CARDS:
         print(f"{len(chosen)} cards, of which the page has the first {MOST_CARDS}; {path.run}/STEP/TASK has fewer", file=sys.stderr)
-    title = f"{path.flow}/{given.path.removeprefix(f'{path.flow}/')}"
+    title = "/".join(part for part in (path.flow, path.run, path.step, path.task) if part)
     page = html.page([cards.read(place.store.get(key)) for _, key in chosen[:MOST_CARDS]], title)
     if given.action == "get" and not given.file:
         sys.stdout.write(page)
@@ -324,12 +403,6 @@ def _card_id(key: str) -> str:
     return key.rpartition("/")[2].removeprefix("card-").removesuffix(".json")
 
 
-def _print_output(data: bytes, prefix: str) -> None:
-    colours = has_colours(sys.stdout)
-    for line in data.decode("utf-8", "replace").rstrip("\n").split("\n"):
-        sys.stdout.write(f"{prefix}{clean(line, colours)}\n")
-
-
 class _Tasks:
     """The tasks that a path RUN[/STEP[/TASK]] names, in order. Raises DefinitionError, with the nearest, for what is not there."""
 
@@ -339,9 +412,13 @@ class _Tasks:
 
         self.spec = place.spec(path.flow, path.run)
         self.path, self.state = path, RunState(self.spec)
+        self.failures: dict[Task, dict[int, dict[str, Any]]] = {}  # ERRORs by attempt; of one that was lost only a message
         for key in place.store.list(layout.log_prefix(path.flow, path.run)):
             for event in events.unbatch(place.store.get(key), key):
                 self.state.apply(event)
+                if event["e"] in ("failed", "lost"):
+                    error = event.get("error") or {"reason": "lost", "message": event.get("message")}
+                    self.failures.setdefault(events.task_of(event), {})[event.get("attempt", 0)] = error
         names = [step.name for step in self.spec.steps]
         if path.step is not None and path.step not in names:
             raise DefinitionError(Finding("", f"run {path.run} has no step {path.step!r}", meant(path.step, names, "Steps")))
@@ -358,6 +435,31 @@ class _Tasks:
 
     def __iter__(self) -> Iterator[tuple[str, layout.Index]]:
         return ((task.step, task.index) for task in self._found)
+
+    def logged(self) -> Iterator[Task]:
+        """Those that may have something to say: also the plans of step cells that failed, which are no tasks to anybody else."""
+        if self.path.task is None:
+            yield from (task for task in self.failures if task.part == "plan" and self.path.step in (None, task.step))
+        yield from self._found
+
+    def ran(self, step: str, index: layout.Index) -> bool:
+        """Whether the task ran at all, here or in the run that its result was taken from."""
+        found = self._state_of(step, index)
+        return bool(found.attempts) or found.state == "succeeded"
+
+    def how(self, step: str, index: layout.Index) -> str:
+        """How it stands with a task that ran and has not succeeded, to be put after its name."""
+        found = self._state_of(step, index)
+        if found.state == "failed":
+            return f"  (failed: {(reason(found.error or {}).strip() or 'failed').splitlines()[0]})"
+        words = {"succeeded": "", "stopped": "was stopped", "backoff": "failed, and waits to be tried again"}
+        word = words.get(found.state, "has not ended")
+        return f"  ({word})" if word else ""
+
+    def _state_of(self, step: str, index: layout.Index) -> TaskState:
+        from flowbook.engine.events import Task
+
+        return self.state.tasks[Task(step, index)]
 
     def printed_by(self, step: str, index: layout.Index) -> tuple[str, layout.Index, int]:
         """Run, index and attempt that made the result: there stands what it printed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -98,6 +99,8 @@ class Place:
         ids = self.runs(flow)
         if run == "latest" and ids:
             return ids[-1]
+        if not ids:
+            raise DefinitionError(Finding("", f"{flow} has no run yet", f"`{self.spell('run')}` starts one." if self.cls else ""))
         if run not in ids:
             newest = ids[::-1]
             raise DefinitionError(Finding("", f"there is no run {run!r} of {flow}", meant(run, newest, f"Runs of {flow}, newest first")))
@@ -115,20 +118,40 @@ class Place:
         assert isinstance(found, Spec)
         return found
 
-    def path(self, text: str, parts: Sequence[str] = ("RUN", "STEP", "TASK"), least: int = 1) -> RunPath:
-        """``3/train/2`` with a flow file, ``TrainFlow/3/train/2`` in any case. Raises DefinitionError naming the part that is wrong."""
-        words = [word for word in text.strip("/").split("/") if word]
+    def path(self, text: str | None, parts: Sequence[str] = ("RUN", "STEP", "TASK")) -> RunPath:
+        """``3/train/2`` with a flow file, ``TrainFlow/3/train/2`` in any case; without RUN the newest run is meant.
+
+        A task may be written as the engine says it, ``train[2]``. Raises DefinitionError naming the part that is wrong.
+        """
+        words = _words(text or "")
         if self.flow is None or (words and words[0] == self.flow):
             form = "/".join(["FLOW", *parts])
-            if not words:
-                raise DefinitionError(Finding("", f"{text!r} names nothing", f"It is written {form}."))
-            flow, words = self.known_flow(words[0]), words[1:]
+            flow, words = self.known_flow(words[0] if words else None), words[1:]
         else:
             form, flow = "/".join(parts), self.known_flow(None)
-        if not least <= len(words) <= len(parts):
+        if not words or self._is_step(flow, words[0]):
+            words = ["latest", *words]
+        if len(words) > len(parts):
             raise DefinitionError(
                 Finding(
                     "", f"{text!r} is not {form}", f"An example: {form.replace('RUN', '3').replace('STEP', 'train').replace('TASK', '0')}"
                 )
             )
         return RunPath(flow, self.known_run(flow, words[0]), *words[1:])
+
+    def _is_step(self, flow: str, word: str) -> bool:
+        """Whether a word that is no run names a step of the newest run."""
+        if word.isdigit() or word == "latest":
+            return False
+        ids = self.runs(flow)
+        return bool(ids) and word not in ids and any(step.name == word for step in self.spec(flow, ids[-1]).steps)
+
+
+def _words(path: str) -> list[str]:
+    """The parts of a path; tasks as their keys are written.
+
+    >>> _words("3/train[1, 2]"), _words("3/train/1,2")
+    (['3', 'train', '1.2'], ['3', 'train', '1.2'])
+    """
+    words = [word for word in re.sub(r"\[([\d, ]+)\]$", r"/\1", path.strip("/ ")).split("/") if word]
+    return [re.sub(r"[, ]+", ".", word) if re.fullmatch(r"\d+[\d, ]*", word) else word for word in words]

@@ -51,7 +51,7 @@ class StepLine:
 
     begun: float | None = None  # seconds since the epoch, as the events have it
     last: float | None = None
-    attempts: dict[str, int] = field(default_factory=dict)  # kind of event → times told
+    told: dict[str, int] = field(default_factory=dict)  # kind of line → times it was, or would have been, said
     reused: int = 0
     done: bool = False
 
@@ -103,38 +103,37 @@ class Screen:
 
     def _on_launched(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         for note in event.get("notes", ()):
-            self._some(line, "note", f"{self._name(task.step, task)}: {note}", "yellow")
+            self._some(line, "notes", f"{self._name(task.step, task)}: {note}", "yellow")
 
     def _on_reused(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         line.reused += task.part == "body"
 
     def _on_succeeded(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         for warning in event.get("warnings", ()):
-            self._some(line, "warning", f"{self._name(task.step, task)}: {warning}", "yellow")
+            self._some(line, "warnings", f"{self._name(task.step, task)}: {warning}", "yellow")
 
     def _on_failed(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         error = event.get("error") or {}
         what = reason(error).strip().splitlines()[0] if reason(error).strip() else "failed"
         item = f" (item {error['item']})" if error.get("item") else ""
         again = state is not None and state.tasks[task].state not in ("failed",)
-        tried = ", it is tried again" if again else ""
-        self._some(
-            line, "failure", f"{self._name(task.step, task)}{item} failed in attempt {event.get('attempt', 0)}: {what}{tried}", "red"
-        )
+        tried = " and is tried again" if again else ""
+        text = f"{self._name(task.step, task)}{item} failed in attempt {event.get('attempt', 0)}{tried}: {what}"
+        self._some(line, "failures", text, "red")
 
     def _on_lost(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
-        self._some(line, "loss", f"{self._name(task.step, task)} was lost and is started again: {event.get('message', '')}", "yellow")
+        self._some(line, "losses", f"{self._name(task.step, task)} was lost and is started again: {event.get('message', '')}", "yellow")
 
     def _on_skipped(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         line.begun = event["at"] if line.begun is None else line.begun
 
     def _some(self, line: StepLine, kind: str, text: str, style: str) -> None:
-        """Say it, if not too much of that kind was said of the step."""
-        told = line.attempts[kind] = line.attempts.get(kind, 0) + 1
+        """Say it, if not too much of that kind (a word in the plural) was said of the step."""
+        told = line.told[kind] = line.told.get(kind, 0) + 1
         if told <= MOST_FAILURES:
             self.say(styled(text, style, self.colours))
         elif told == MOST_FAILURES + 1:
-            self.say(f"(a further {kind} of this step is only counted)")
+            self.say(f"(more {kind} of this step are only counted)")
 
     def settled(self, state: RunState) -> None:
         """All events so far were told: say of each step that has just ended how it went.

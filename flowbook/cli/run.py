@@ -30,7 +30,7 @@ from flowbook.engine.launch.local import Attempt, environment
 from flowbook.engine.scheduler import Machine, Run
 from flowbook.engine.scheduler import Place as Surroundings
 from flowbook.engine.server import Server
-from flowbook.errors import DefinitionError, Finding
+from flowbook.errors import DefinitionError, Finding, StoreError
 from flowbook.spec.decorators import notes_of
 from flowbook.spec.flow import Spec
 from flowbook.store import codec, layout
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flowbook.spec.marks import Mark
 
 TICK_S = 0.1
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLUSTERS = ("kubernetes", "batch")  # decorators that ask for other machines than this one
 
 
@@ -86,22 +87,59 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         branch=place.given.branch,
         production=place.given.production,
     )
-    _tell_run(place, spec, given)
-    screen = screen_for(spec, quiet=given.quiet)
-    for name, options in program.options.items():
-        for note in notes_of(options):
-            screen.say(f"step {name}: {note}")
-    return _drive(place, spec, screen)
+    with _Held() as held:  # from now on there is a run, which is stopped and not just left
+        _tell_run(place, spec, given)
+        screen = screen_for(spec, quiet=given.quiet)
+        for name, options in program.options.items():
+            for note in notes_of(options):
+                screen.say(f"step {name}: {note}")
+        code = _drive(place, spec, screen, held)
+    _retire(place, spec.flow)
+    return code
 
 
-def _drive(place: Place, spec: Spec, screen: Screen) -> int:
+def _retire(place: Place, flow: str) -> None:
+    """Remove runs that are no longer kept, once enough of them have gathered, as the engine of a notebook does."""
+    from flowbook.store import garbage
+
+    keep = place.settings.keep_runs
+    try:
+        if garbage.retention_due(place.store, flow, keep):
+            garbage.collect(place.store, keep, flow=flow, thorough=False)
+    except StoreError as error:
+        print(f"old runs of {flow} were not removed: {error}", file=sys.stderr)
+
+
+class _Held:
+    """Signals that come when there is a run, and nobody yet who could stop it tidily: they are kept for its Driver."""
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Held:
+        for number in STOPPING:
+            self._before[number] = signal.signal(number, lambda came, frame: self.came.append(came))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Signals mean again what they meant before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _drive(place: Place, spec: Spec, screen: Screen, held: _Held) -> int:
     surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path))
     env = environment(Attempt({}, Path(os.devnull), surroundings.env))  # of attempts that ask for one core, as most do
-    driver = Driver(place.store, spec, screen, surroundings)
+    driver = Driver(place.store, spec, screen, surroundings, held.came)
     if (forked := nearby.fork_server(spec, env)) is not None:
         driver.servers.append((forked, env))
     begun = time.monotonic()
     ended = asyncio.run(driver.drive())
+    held.release()  # the run has ended: what follows may be interrupted
     code = _told(place, driver, ended, time.monotonic() - begun)
     if not driver.signal:
         _call_hooks(place, spec, ended == "succeeded")
@@ -215,7 +253,9 @@ def _call_hooks(place: Place, spec: Spec, succeeded: bool) -> None:
 class Driver:
     """One run from its first event to its last, with signals and a screen."""
 
-    def __init__(self, store: Store, spec: Spec, screen: Screen, surroundings: Surroundings) -> None:
+    def __init__(self, store: Store, spec: Spec, screen: Screen, surroundings: Surroundings, came: list[int]) -> None:
+        """`came`: signals that came before `drive`, and are heeded there."""
+        self.came = came
         self.store, self.spec, self.screen, self.surroundings = store, spec, screen, surroundings
         self.servers: list[tuple[Begun, Mapping[str, str]]] = []  # fork servers that are there already
         self.run: Run | None = None
@@ -243,8 +283,10 @@ class Driver:
 
         self.run = Run(self.store, *key, machine, self.surroundings, say=say, changed=changed)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPPING:
             loop.add_signal_handler(number, self._on_signal, number)
+        for came in self.came:
+            loop.call_soon(self._on_signal, came)
         ticking = asyncio.create_task(self._tick())
         try:
             async with server.hosting(folder / "engine.sock", key, self.run):
