@@ -35,6 +35,7 @@ from flowbook.store import canon, codec, layout, package
 from flowbook.store.base import Store
 
 Parts = dict[str, str]
+ASKED = "asked for"  # a part of the key of a step that `resume STEP` names
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Program:
     constants: Mapping[str, Any]  # public attributes of the class that are plain values
     findings: tuple[Finding, ...]
     file: str | None
+    notes: tuple[str, ...] = ()  # what is no mistake and yet hardly meant
 
     @property
     def name(self) -> str:
@@ -89,7 +91,8 @@ def program_of(
     findings += _names(cls, graph, given)
     required = [attribute for attribute, parameter in given.items() if parameter.required]
     findings += decorators.class_findings(cls, required, [*given])
-    return Program(cls, graph, options, given, constants, tuple(sorted(dict.fromkeys(findings), key=_line)), file)
+    notes = tuple(note for node in graph.nodes for note in _missed(node, options[node.name]))
+    return Program(cls, graph, options, given, constants, tuple(sorted(dict.fromkeys(findings), key=_line)), file, notes)
 
 
 def _line(finding: Finding) -> int:
@@ -118,9 +121,37 @@ def _decorated(node: Node, options: Options) -> Iterable[Finding]:
         yield Finding(node.where, f"@catch(var={options.catch!r}) is named like an artifact that the step sets", "Give it another name.")
 
 
+def _missed(node: Node, options: Options) -> Iterable[str]:
+    """What a step uses that does nothing without its decorator."""
+    used = {name for function in node.use.functions for name in _doors(function)}
+    if "checkpoint" in used and options.checkpoint is None:
+        yield f"step {node.name} uses checkpoint, but has no @checkpoint: nothing is saved. Add @checkpoint above it."
+    if "card" in used and not options.cards:
+        yield f"step {node.name} uses card, but has no @card: nothing is shown. Add @card above it."
+
+
+@functools.lru_cache(maxsize=512)
+def _doors(function: classgraph.Function) -> frozenset[str]:
+    """Of "card" and "checkpoint", those whose attributes the body of a function asks for."""
+    tree = classgraph.definition(function)
+    found: set[str] = set()
+    for part in (part for statement in (tree.body if tree is not None else ()) for part in ast.walk(statement)):
+        if isinstance(part, ast.Name) and part.id in ("save_checkpoint", "load_checkpoint"):
+            own = function.__globals__.get(part.id)  # a user may have functions of that name
+            if own is None or str(getattr(own, "__module__", "")).startswith("flowbook."):
+                found.add("checkpoint")
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            name = part.value.id
+            if name == "current" and part.attr in ("card", "checkpoint"):
+                found.add(part.attr)
+            elif name not in function.__code__.co_varnames and function.__globals__.get(name) in (decorators.card, decorators.checkpoint):
+                found.add(function.__globals__[name].__name__)
+    return frozenset(found)
+
+
 def _names(cls: type, graph: Graph, given: Mapping[str, Any]) -> Iterable[Finding]:
     for node in graph.nodes:
-        for name in sorted(node.use.sets & given.keys()):
+        for name in sorted((node.use.sets - node.use.tried) & given.keys()):
             yield Finding(
                 node.where, f"it sets self.{name}, which is a parameter", "Parameters are read-only; give the artifact another name."
             )
@@ -174,7 +205,7 @@ def spec_of(
     values = params if params is not None else parameters.resolve(program.cls, {})
     entries = {name: _entry(store, name, value, code) for name, value in values.items()}
     constants = {name: entry for name, value in program.constants.items() if (entry := _constant(store, name, value)) is not None}
-    steps = _steps(program, code, entries, constants, frozenset(again))
+    steps = _steps(program, code, entries, constants, frozenset(again), origin)
     spec = Spec(
         flow=program.name,
         run="",
@@ -258,10 +289,16 @@ def _constant(store: Store, name: str, value: Any) -> Any:
 
 
 def _steps(
-    program: Program, code: Code, params: Mapping[str, Any], constants: Mapping[str, Any], again: frozenset[str]
+    program: Program,
+    code: Code,
+    params: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    again: frozenset[str],
+    origin: Spec | None,
 ) -> tuple[Step, ...]:
     read = {node.name: frozenset(_mentioned(node) & params.keys()) for node in program.graph.nodes}
     steps = classgraph.link(program.graph, program.options, method=code.method, params=read)
+    asked = {step.name: step.parts for step in (origin.steps if origin is not None else ()) if ASKED in step.parts}
     keyed = []
     for step, node in zip(steps, program.graph.nodes, strict=True):
         parts = {"code": canon.short_hash(classgraph.code_of(node.use.functions)), **code.parts(node)}
@@ -270,7 +307,9 @@ def _steps(
         parts["options"] = canon.short_hash(json.dumps([step.options.catch, sorted(step.options.env, key=str), step.options.extra]))
         parts["Python"] = canon.short_hash(f"{sys.version_info.major}.{sys.version_info.minor}")
         if step.name in again:
-            parts["asked for"] = secrets.token_hex(8)
+            parts[ASKED] = secrets.token_hex(8)
+        elif (earlier := asked.get(step.name)) is not None and {n: v for n, v in earlier.items() if n != ASKED} == parts:
+            parts = dict(earlier)  # it ran because it was asked for; nothing has changed since
         key = canon.short_hash(json.dumps([step.name, sorted(parts.items())]))
         plan_key = canon.short_hash(f"the items of {step.name}") if step.options.foreach is not None else ""
         captures = code.step_captures

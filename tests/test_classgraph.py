@@ -32,6 +32,8 @@ def makers(step: Step, name: str) -> tuple[str, ...]:
 
 
 class Sweep(FlowSpec):
+    base = 0
+
     @step
     def start(self):
         self.rates = [0.1, 0.2]
@@ -477,6 +479,67 @@ class Async(FlowSpec):
         yield 1
 
 
+class Typo(FlowSpec):
+    @step
+    def start(self):
+        self.best = 1
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print(self.bst)
+
+
+class Dropped(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.a, self.b)
+
+    @step
+    def a(self):
+        self.x = 1
+        self.next(self.join)
+
+    @step
+    def b(self):
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print(self.x)
+
+
+class Unfanned(FlowSpec):
+    @step
+    def start(self):
+        self.rates = [1]
+        self.next(self.each, foreach="rate")
+
+    @step
+    def each(self):
+        self.next(self.end)
+
+    @step
+    def end(self, inputs):
+        pass
+
+
+class NoStep(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.middle)
+
+    def middle(self):
+        self.next(self.end)
+
+    def end(self):
+        pass
+
+
 @pytest.mark.parametrize(
     ("cls", "expected"),
     [
@@ -498,6 +561,12 @@ class Async(FlowSpec):
         (Forever, "leads to itself for ever"),
         (Async, "neither async nor a generator"),
         (FlowSpec, "it has no step"),
+        (Typo, "it reads self.bst, which no step before it sets"),
+        (Typo, "Did you mean self.best?"),
+        (Dropped, "it reads self.x, which step a sets on no way that leads here"),
+        (Unfanned, "it reads self.rate, which no step before it sets"),
+        (NoStep, "middle is a method, but no step"),
+        (NoStep, "end is a method, but no step"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -562,3 +631,23 @@ def test_the_text_of_a_wrapper_counts_as_the_steps_code() -> None:
 
 def test_what_a_wrapper_does_with_self_that_cannot_be_seen_may_be_everything() -> None:
     assert graph(Wrapped).node("end").use.leaves
+
+
+class Careful(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        try:
+            print(self.maybe)
+        except AttributeError:
+            pass
+        if hasattr(self, "other"):
+            print(self.other)
+        print(getattr(self, "third", None))
+
+
+def test_what_a_method_tests_for_need_not_be_set() -> None:
+    assert not classgraph.read(Careful).findings

@@ -132,6 +132,7 @@ def fill(flow, name, value):
 class Keeps(FlowSpec):
     size = Parameter("size", default=3)
     limit = 5
+    kept = [1]
 
     @step
     def start(self):
@@ -154,6 +155,7 @@ class Keeps(FlowSpec):
         self.big[-1] = 7
         self.box.items.append(1)
         self.limit = 6
+        self.kept.append(2)
         self.seen = (self.double, hasattr(self, "nothing"), getattr(self, "given"), self.untouched[0])
         del self.twin
         self.next(self.end)
@@ -162,6 +164,7 @@ class Keeps(FlowSpec):
     def end(self):
         name = "box"
         assert not hasattr(self, "twin")
+        self.shared = list(self.kept)
         self.found = (self.log, float(self.big[-1]), getattr(self, name).items, self.limit, self._hidden, self.seen)
 """
 
@@ -171,8 +174,9 @@ def test_artifacts_changed_in_place_set_by_helpers_hidden_or_read_by_name_arrive
     flow.run("run", "--size", "4")
 
     assert flow.value("found") == (["changed"], 7.0, [1], 6, "h", (8, False, 42, 1))
+    assert flow.value("shared") == [1, 2] and flow.value("kept", "start") == [1]
     assert flow.value("log", "start") == [] and flow.value("limit", "start") == 5
-    assert set(flow.commit("end")["artifacts"]) == {"found"}, "what a task only reads is not written again"
+    assert set(flow.commit("end")["artifacts"]) == {"found", "shared"}, "what a task only reads is not written again"
     assert "untouched" not in flow.commit("change")["artifacts"]
 
 
@@ -215,8 +219,12 @@ def test_merging_takes_equal_values_and_resolves_or_refuses_different_ones(flow:
     assert "no input has it" in flow.fails()
     flow.write(MERGE.replace("WHAT", "self.merge_artifacts(inputs, include=['x'], exclude=['y'])"))
     assert "include or exclude, not both" in flow.fails()
-    flow.write(MERGE.replace("WHAT", "pass"))
-    assert "self.x is not set" in flow.fails()
+    flow.write(
+        MERGE.replace("WHAT", "pass").replace(
+            "found = (self.x, self.y, self.equal, self.same, self.only_a)", "found = [getattr(self, n) for n in 'xy']"
+        )
+    )
+    assert "step b sets it, but the join join did not take it over" in flow.fails()
 
 
 RESUME = """
@@ -290,6 +298,8 @@ def test_resume_runs_what_is_missing_and_what_a_changed_parameter_or_text_reache
     flow.write(RESUME)
     flow.run("resume", "gather", "--origin-run-id", "2")
     assert flow.ran("6") == {"gather"}, "it gave the same, so nothing after it need run"
+    flow.run("resume")
+    assert flow.ran("7") == set(), "it was asked for once"
 
 
 INHERITED = """
@@ -385,7 +395,9 @@ def test_an_artifact_that_cannot_be_saved_is_named_where_it_is_read_and_the_othe
         ("self.end = 1", "a method of the flow"),
         ("self.input = 1", "'input' is a word of the flow"),
         ("self.p = 2", "read-only"),
-        ("self.typo", "Did you mean self.typed?"),
+        ("print(self.typo)", "Did you mean self.typed?"),
+        ("getattr(self, 'typo')", "Did you mean self.typed?"),
+        ("self.cfg['a'] = 2", "is a parameter, and step middle changed it in place; other steps do not see that, and end reads it"),
         ("return", "ended without its self.next"),
         ("self.merge_artifacts([])", "takes no inputs"),
         ("exit(3)", "sys.exit"),
@@ -396,6 +408,7 @@ def test_what_a_method_may_not_do_is_said_with_the_line(flow: FlowFile, body: st
         f"""
         class Bad(FlowSpec):
             p = Parameter("p", default=1)
+            cfg = Parameter("cfg", default={{"a": 1}})
             @step
             def start(self):
                 self.typed = 1
@@ -407,7 +420,7 @@ def test_what_a_method_may_not_do_is_said_with_the_line(flow: FlowFile, body: st
                 self.next(self.end)
             @step
             def end(self):
-                pass
+                print(self.cfg)
         """
     )
     said = flow.fails()
@@ -418,7 +431,8 @@ def test_what_a_method_may_not_do_is_said_with_the_line(flow: FlowFile, body: st
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ("self.next(self.each, foreach='missing')", "self.missing is not set"),
+        ("self.next(self.each, foreach='missing')", "self.missing, which no step before it sets"),
+        ("setattr(self, 'x', 1); vars(self); self.next(self.each, foreach='missing')", "self.missing is not set"),
         ("self.next(self.each, foreach=7)", "which cannot be iterated"),
         ("self.next(self.each, foreach=__import__('itertools').count())", "or no end of them"),
         ("self.next(self.each, foreach=[lambda: __import__('threading').Lock(), __import__('threading').Lock()])", "item 1 of"),

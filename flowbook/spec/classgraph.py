@@ -45,6 +45,8 @@ class Use:
     sets: frozenset[str] = frozenset()
     leaves: bool = False  # self is given away: all may be read and set
     merges: bool = False
+    tried: frozenset[str] = frozenset()  # what is set only where an error is caught
+    needs: tuple[tuple[str, int], ...] = ()  # name and line of what is read without a way out: no try, no hasattr
     functions: tuple[Function, ...] = ()  # whose text counts, the method itself first
 
 
@@ -97,7 +99,7 @@ def read(cls: type, label: Callable[[str], str] | None = None, skip: Iterable[st
     nodes = [_node(cls, function, told, found) for function in steps_of(cls)]
     known = {node.name: node for node in nodes}
     found += _names(cls, nodes)
-    found += [finding for node in nodes for finding in _targets(node, known)]
+    found += [finding for node in nodes for finding in _targets(cls, node, known)]
     start, end = _ends(cls, nodes, found)
     nodes = [dataclasses.replace(node, before=_before(node.name, nodes)) for node in nodes]
     if not found:
@@ -107,9 +109,10 @@ def read(cls: type, label: Callable[[str], str] | None = None, skip: Iterable[st
         nodes, more = _stacked(nodes, start, end)
         found += more
     skipped = {*skip, *_OWN, *known}
-    nodes = [dataclasses.replace(n, use=dataclasses.replace(n.use, reads=n.use.reads - skipped, sets=n.use.sets - skipped)) for n in nodes]
+    nodes = [dataclasses.replace(n, use=dataclasses.replace(n.use, reads=n.use.reads - skipped)) for n in nodes]
     names = frozenset(name for node in nodes for name in node.use.reads | node.use.sets)
-    return Graph(cls.__name__, tuple(nodes), start, end, tuple(dict.fromkeys(found)), names)
+    graph = Graph(cls.__name__, tuple(nodes), start, end, tuple(dict.fromkeys(found)), names)
+    return graph if found else dataclasses.replace(graph, findings=tuple(_unset(cls, graph)))
 
 
 def steps_of(cls: type) -> list[Function]:
@@ -333,6 +336,8 @@ def use_of(cls: type, function: Function) -> Use:
             found.sets | visitor.sets,
             found.leaves or visitor.leaves,
             found.merges or "merge_artifacts" in visitor.reads,
+            found.tried | (visitor.sets - visitor.firm),
+            (*found.needs, *((n, line) for n, line in visitor.needs.items() if n in reads and n not in visitor.tested)),
             (*found.functions, *(f for f in called if f not in seen)),
         )
         queue += [f for f in called if f not in seen]
@@ -367,20 +372,33 @@ class _Uses(ast.NodeVisitor):
         self._self = self_name
         self.reads: set[str] = set()
         self.sets: set[str] = set()
+        self.firm: set[str] = set()
         self.supers: set[str] = set()
+        self.needs: dict[str, int] = {}
+        self.tested: set[str] = set()
         self.leaves = False
+        self._tries = 0
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if self._is_self(node.value):
-            self._take(node.attr, node.ctx)
+            self._take(node.attr, node.ctx, node.lineno)
         elif isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == "super":
             self.supers.add(node.attr)
         else:
             self.generic_visit(node)
 
-    def _take(self, name: str, context: ast.expr_context) -> None:
+    def visit_Try(self, node: ast.Try) -> None:
+        self._tries += 1
+        self.generic_visit(node)
+        self._tries -= 1
+
+    def _take(self, name: str, context: ast.expr_context, line: int) -> None:
         if name == "__dict__":
             self.leaves = True
+        if not self._tries and isinstance(context, ast.Load):
+            self.needs.setdefault(name, line)
+        elif not self._tries:
+            self.firm.add(name)
         (self.reads if isinstance(context, ast.Load) else self.sets).add(name)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
@@ -393,6 +411,7 @@ class _Uses(ast.NodeVisitor):
         if name in ("getattr", "hasattr", "setattr", "delattr") and node.args and self._is_self(node.args[0]):
             given = node.args[1] if len(node.args) > 1 else None
             if isinstance(given, ast.Constant) and isinstance(given.value, str):
+                self.tested.add(given.value)
                 (self.reads if name in ("getattr", "hasattr") else self.sets).add(given.value)
             else:
                 self.leaves = True
@@ -401,8 +420,10 @@ class _Uses(ast.NodeVisitor):
             return
         if _is_next(node, self._self):
             for keyword in node.keywords:
-                if keyword.arg in ("foreach", "condition") and isinstance(keyword.value, ast.Constant):
-                    self.reads.add(str(keyword.value.value))
+                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+                if keyword.arg in ("foreach", "condition") and isinstance(value, str):
+                    self.reads.add(value)
+                    self.needs.setdefault(value, node.lineno)
                 elif keyword.arg == "foreach":
                     self.visit(keyword.value)
             return
@@ -431,14 +452,20 @@ def _names(cls: type, nodes: list[Node]) -> Iterator[Finding]:
             yield Finding(node.where, "its function has another name", "Define it with def.")
     methods = {name for base in cls.__mro__ for name, value in vars(base).items() if isinstance(value, Function)}
     for node in nodes:
-        for name in sorted(node.use.sets & methods):
+        for name in sorted((node.use.sets - node.use.tried) & methods):
             yield Finding(node.where, f"it sets self.{name}, which is a method of the flow", "Give the artifact another name.")
 
 
-def _targets(node: Node, known: Mapping[str, Node]) -> Iterator[Finding]:
+def _is_method(cls: type, name: str) -> bool:
+    return name not in _OWN and isinstance(inspect.getattr_static(cls, name, None), Function)
+
+
+def _targets(cls: type, node: Node, known: Mapping[str, Node]) -> Iterator[Finding]:
     where = f"step {node.name} ({node.label}, line {node.next_line})"
     for name in node.next.steps if node.next else ():
-        if name not in known:
+        if name not in known and _is_method(cls, name):
+            yield Finding(where, f"self.next(self.{name}): {name} is a method, but no step", f"Put @step above def {name}.")
+        elif name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"Did you mean self.{near[0]}?" if near else f"Steps: {', '.join(known)}."
             yield Finding(where, f"self.next(self.{name}): there is no step {name!r}", hint)
@@ -446,14 +473,54 @@ def _targets(node: Node, known: Mapping[str, Node]) -> Iterator[Finding]:
         yield Finding(where, f"foreach leads straight into the join {target.name}", "Put a step between that runs once for each item.")
 
 
+def _unset(cls: type, graph: Graph) -> Iterator[Finding]:
+    """What a step reads although nothing on the way to it sets it: a typo, or what a join did not take over. Only where that is sure."""
+    regions = _regions(graph)
+    for node in graph.nodes:
+        on_the_way = [graph.node(name) for name in (*regions[node.name], node.name)]
+        if any(step.use.leaves or step.use.merges or _wrapped(step.function) for step in on_the_way):
+            continue
+        known = {name for step in on_the_way for name in step.use.sets} | {_caught(step.function) for step in on_the_way}
+        for name, line in dict(node.use.needs).items():
+            if name in known or name not in node.use.reads or name == "name" or hasattr(cls, name):
+                continue
+            where = f"step {node.name} ({node.label}, line {line})"
+            maker = next((other.name for other in graph.nodes if name in other.use.sets), None)
+            near = difflib.get_close_matches(name, known - {""}, 1)
+            if maker is not None and maker not in [step.name for step in on_the_way]:
+                remedy = f"A join takes over what it sets itself: self.{name} = inputs[0].{name}, or self.merge_artifacts(inputs)."
+                yield Finding(where, f"it reads self.{name}, which step {maker} sets on no way that leads here", remedy)
+            else:
+                hint = f"Did you mean self.{near[0]}?" if near else f"There are: {', '.join(sorted(known - {''})) or 'none'}."
+                yield Finding(where, f"it reads self.{name}, which no step before it sets", hint)
+
+
+def _wrapped(function: Function) -> bool:
+    """Whether a decorator of the user's own is around it, which may set what it likes."""
+    marks = getattr(function, "__flowbook_marks__", ())
+    return hasattr(function, "__wrapped__") or any(getattr(mark, "function", None) is not None for mark in marks)
+
+
+def _caught(function: Function) -> str:
+    """The variable of @catch."""
+    marks = getattr(function, "__flowbook_marks__", ())
+    return next((str(mark.arguments.get("var") or "") for mark in marks if mark.name == "catch"), "")
+
+
 def _ends(cls: type, nodes: list[Node], found: list[Finding]) -> tuple[str, str]:
     flow = f"flow {cls.__name__}"
     ends = []
     for word in ("start", "end"):
         marked = [n.name for n in nodes if getattr(getattr(n.function, "__flowbook_step__", None), word, False)]
-        named = marked or [n.name for n in nodes if n.name == word] or ([nodes[0].name] if len(nodes) == 1 else [])
+        named = (
+            marked
+            or [n.name for n in nodes if n.name == word]
+            or ([nodes[0].name] if len(nodes) == 1 and not _is_method(cls, word) else [])
+        )
         if len(marked) > 1:
             found.append(Finding(flow, f"{', '.join(marked)} are all marked {word}=True", "One step is the " + word + "."))
+        elif not named and nodes and _is_method(cls, word):
+            found.append(Finding(flow, f"{word} is a method, but no step", f"Put @step above def {word}."))
         elif not named and nodes:
             found.append(Finding(flow, f"it has no step {word!r}", f"Name one {word}, or mark it: @step({word}=True)."))
         ends.append(named[0] if named else "")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flowbook.errors import ArtifactError, NotPicklable
 from flowbook.spec.flow import Next, Step, is_token
-from flowbook.spec.flowspec import FlowSpec, MergeError, NextError, Transition, process
+from flowbook.spec.flowspec import FlowSpec, MergeError, NextError, ReadOnly, Transition, process
 from flowbook.store import codec, compare, layout, results
 from flowbook.worker import execute, modules
 from flowbook.worker.scope import Bound
@@ -151,6 +151,8 @@ class MethodTask:
                 f"or call self.merge_artifacts(inputs)."
             )
         before = self._before()
+        if before is not None and (told := self._dropped(name, before)) is not None:
+            return told
         names = self.reader.visible_names(self.spec.flow, self.spec.run, *before) if before else {}
         known = sorted({*names, *vars(self.flow)} - {"_task"})
         import difflib  # slow to import, and only for a mistake
@@ -158,6 +160,20 @@ class MethodTask:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"Did you mean self.{near[0]}?" if near else f"There are: {', '.join(n for n in known if not n.startswith('_')) or 'none'}."
         return f"self.{name} is not set: no step before {self.step.name} sets it. {hint}"
+
+    def _dropped(self, name: str, place: tuple[str, layout.Index]) -> str | None:
+        """What to say of an artifact that the last join did not take over."""
+        while (before := self.reader.before(self.spec.flow, self.spec.run, *place)) is not None:
+            place = before
+        join = self.spec.step(place[0])
+        above = self.spec.steps[: self.spec.steps.index(join)]
+        maker = next((step.name for step in reversed(above) if name in step.saves), None)
+        if not join.joins or maker is None:
+            return None
+        return (
+            f"self.{name} is not set: step {maker} sets it, but the join {join.name} did not take it over. "
+            f"In {join.name}: self.{name} = inputs[0].{name}, or self.merge_artifacts(inputs)."
+        )
 
     def parameter(self, attribute: str) -> Any:
         if attribute not in self._parameters:
@@ -280,7 +296,9 @@ class MethodTask:
     # ---- saving ----
 
     def artifacts(self) -> tuple[dict[str, Json], dict[str, str]]:
-        """The entries of what the method set or changed; and what cannot be saved, with the reason."""
+        """The entries of what the method set or changed; and what cannot be saved, with the reason. Raises ReadOnly."""
+        self._look_at_parameters()
+        self._take_changed_constants()
         found: dict[str, Json] = dict(self.merged)
         unsaved = {name: f"step {self.step.name} deleted it" for name in self.deleted if name not in vars(self.flow)}
         for name, value in vars(self.flow).items():
@@ -296,10 +314,30 @@ class MethodTask:
 
     def _inherited(self, name: str, value: Any) -> bool:
         bound = self.loaded.get(name)
-        if bound is None or bound.value is not value:
-            return False
+        return bound is not None and bound.value is value and self._unchanged(bound.entry, value)
+
+    def _unchanged(self, entry: Mapping[str, Json], value: Any) -> bool:
         scope = self.attempt.scope
-        return compare.unchanged(self.store, bound.entry, value, main=scope.main, keys=scope.key_of, resolve=scope.resolve, limit=ANY_SIZE)
+        return compare.unchanged(self.store, entry, value, main=scope.main, keys=scope.key_of, resolve=scope.resolve, limit=ANY_SIZE)
+
+    def _look_at_parameters(self) -> None:
+        """A parameter is the same in every step; a change in place would be seen in this one alone."""
+        for name, value in self._parameters.items():
+            if self._unchanged(self.spec.params[name], value):
+                continue
+            later = [step.name for step in self.spec.steps if name in step.params and step.name != self.step.name]
+            text = f"self.{name} is a parameter, and step {self.step.name} changed it in place; other steps do not see that"
+            if later:
+                raise ReadOnly(f"{text}, and {', '.join(later)} reads it. Work on a copy, under another name: copy.deepcopy(self.{name}).")
+            self.attempt.found.add(f"{text}. Work on a copy, under another name.")
+
+    def _take_changed_constants(self) -> None:
+        """An attribute of the class that was changed in place is an artifact from here on."""
+        for name, entry in self.spec.constants.items():
+            if name in self.step.saves and name not in vars(self.flow) and entry.get("kind") != "json":
+                value = getattr(type(self.flow), name, None)
+                if not self._unchanged(entry, value):
+                    vars(self.flow)[name] = value
 
     def plans(self) -> dict[str, Json]:
         """The items of the foreach that the method handed over to."""
