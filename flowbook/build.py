@@ -134,18 +134,18 @@ def _missed(node: Node, options: Options) -> Iterable[str]:
 def _doors(function: classgraph.Function) -> frozenset[str]:
     """Of "card" and "checkpoint", those whose attributes the body of a function asks for."""
     tree = classgraph.definition(function)
+    space, own = function.__globals__, function.__code__.co_varnames
     found: set[str] = set()
     for part in (part for statement in (tree.body if tree is not None else ()) for part in ast.walk(statement)):
-        if isinstance(part, ast.Name) and part.id in ("save_checkpoint", "load_checkpoint"):
-            own = function.__globals__.get(part.id)  # a user may have functions of that name
-            if own is None or str(getattr(own, "__module__", "")).startswith("flowbook."):
+        if isinstance(part, ast.Name) and part.id in ("save_checkpoint", "load_checkpoint") and part.id not in own:
+            given = space.get(part.id)  # a user may have functions of that name
+            if given is None or str(getattr(given, "__module__", "")).startswith("flowbook."):
                 found.add("checkpoint")
-        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
-            name = part.value.id
-            if name == "current" and part.attr in ("card", "checkpoint"):
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id not in own:
+            if part.value.id == "current" and part.attr in ("card", "checkpoint"):
                 found.add(part.attr)
-            elif name not in function.__code__.co_varnames and function.__globals__.get(name) in (decorators.card, decorators.checkpoint):
-                found.add(function.__globals__[name].__name__)
+            elif any(space.get(part.value.id) is door for door in (decorators.card, decorators.checkpoint)):
+                found.add(space[part.value.id].__name__)
     return frozenset(found)
 
 

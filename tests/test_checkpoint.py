@@ -22,6 +22,7 @@ from flowbook.store.chunks import DamagedCheckpoint, Shelf
 from flowbook.store.files import FilesStore
 from flowbook.store.memory import MemoryStore
 from flowbook.worker import restore, writer
+from tests.flows import FlowFile
 from tests.worker_project import FLOW, RUN, Project, Ran, cell
 
 CRASH = """
@@ -294,6 +295,74 @@ def test_in_a_step_without_the_option_a_bare_save_is_said_to_do_nothing(project:
         ran.code == 0
         and ran.output.count("save_checkpoint() does nothing here: the step has no @checkpoint (in a cell: --checkpoint)") == 1
     )
+
+
+MISSING = """
+class Train(FlowSpec):
+    DECORATORS
+    @step
+    def start(self):
+        self.total = 0
+        for e in checkpoint.loop(range(3)):
+            self.total += e
+        save_checkpoint()
+        self.loaded, self.shown = bool(checkpoint.is_loaded), repr(checkpoint.is_loaded)
+        current.card.append("text")
+        self.report()
+        self.next(self.end)
+
+    def report(self):
+        card.refresh()
+
+    @step
+    def end(self):
+        save_checkpoint = 1
+"""
+
+
+def test_what_a_class_step_uses_without_its_decorator_is_told_before_the_run_in_it_and_in_its_result(tmp_path: Path) -> None:
+    flow = FlowFile(tmp_path)
+    flow.write(MISSING.replace("DECORATORS", ""))
+    notes = [
+        "step start uses checkpoint, but has no @checkpoint: nothing is saved. Add @checkpoint above it.",
+        "step start uses card, but has no @card: nothing is shown. Add @card above it.",
+    ]
+    checked, ran = flow.run("check").stdout, flow.run()
+    commit = flow.commit("start")
+    assert commit is not None
+
+    assert [checked.count(note) for note in notes] == [1, 1] and "step end uses" not in checked
+    assert all((ran.stdout + ran.stderr).count(note) >= 2 for note in notes) and commit["warnings"] == notes
+    assert flow.value("loaded") is False and flow.value("shown") == "<nothing: the step has no @checkpoint>" and flow.value("total") == 3
+
+
+def test_with_the_decorators_nothing_is_missed(tmp_path: Path) -> None:
+    flow = FlowFile(tmp_path)
+    flow.write(MISSING.replace("DECORATORS", "@card").replace("save_checkpoint()", "pass"))
+    said = flow.run("run", "--with", "checkpoint")
+
+    assert " but has no @" not in said.stdout + said.stderr and flow.commit("start")["warnings"] == []  # type: ignore[index]
+
+
+def test_a_function_of_the_users_own_by_that_name_is_not_meant(tmp_path: Path) -> None:
+    flow = FlowFile(tmp_path)
+    flow.write("""
+def save_checkpoint():
+    pass
+
+class Train(FlowSpec):
+    @step
+    def start(self):
+        save_checkpoint()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        card = {}
+        card.update(a=1)
+""")
+
+    assert "uses" not in flow.run("check").stdout
 
 
 def test_a_state_that_cannot_be_pickled_is_refused_and_the_one_before_stands(project: Project) -> None:

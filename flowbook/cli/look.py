@@ -54,6 +54,8 @@ def check(place: Place, given: argparse.Namespace) -> int:
     for name, options in program.options.items():
         for note in notes_of(options):
             print(f"step {name}: {note}")
+    for note in program.notes:
+        print(note)
     print(f"{program.name}: {len(nodes)} step{'s' * (len(nodes) != 1)}, nothing wrong")
     for line in _starts(program):
         print(line)

@@ -93,6 +93,8 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         for name, options in program.options.items():
             for note in notes_of(options):
                 screen.say(f"step {name}: {note}")
+        for note in program.notes:
+            screen.say(note)
         code = _drive(place, spec, screen, held)
     _retire(place, spec.flow)
     return code

@@ -96,7 +96,10 @@ class _Step(Decorator):
 
 
 class _Inert:
-    """What a door leads to outside a task: takes every call, is false and empty."""
+    """What a door leads to outside a task: takes every call, is false and empty. `why` is what it shows."""
+
+    def __init__(self, why: str = "no task runs") -> None:
+        self._why = why
 
     def __getattr__(self, name: str) -> _Inert:
         if name.startswith("_"):  # copy, pickle and displays ask for such names and must not be fooled
@@ -126,7 +129,7 @@ class _Inert:
     def __exit__(self, *error: object) -> None: ...
 
     def __repr__(self) -> str:
-        return "<nothing: no task runs>"
+        return f"<nothing: {self._why}>"
 
 
 _INERT = _Inert()
@@ -143,6 +146,18 @@ class _Door(Decorator):
         super().__init__(name, doc)
         self._loops = loops  # the method that iterates; so it does outside a task, too
         self._live: Any = None
+        self._missed: Callable[[], None] | None = None
+
+    def _set_missed(self, tell: Callable[[], None] | None) -> None:
+        """For a task whose step lacks the decorator: `tell` is called whenever it is used all the same."""
+        self._missed = tell
+
+    def _object(self) -> Any:
+        """The live object, or what stands in for it."""
+        if self._live is not None or self._missed is None:
+            return _INERT if self._live is None else self._live
+        self._missed()
+        return _Inert(f"the step has no @{self._name}")
 
     def _set_live(self, live: Any) -> None:
         """The worker says what the attributes are: the live object of the task that begins, or None when it ends."""
@@ -154,19 +169,20 @@ class _Door(Decorator):
             return getattr(live, name)
         if name.startswith("_"):
             raise AttributeError(f"{self._name} has no {name!r}" if "_name" in self.__dict__ else name)
-        return _only_iterate if name == self._loops else _INERT
+        found = self._object()
+        return _only_iterate if name == self._loops else found
 
     def __getitem__(self, key: Any) -> Any:
-        return (_INERT if self._live is None else self._live)[key]
+        return self._object()[key]
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        (_INERT if self._live is None else self._live)[key] = value
+        self._object()[key] = value
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(_INERT if self._live is None else self._live)
+        return iter(self._object())
 
     def __contains__(self, key: Any) -> bool:
-        return key in (_INERT if self._live is None else self._live)
+        return key in self._object()
 
 
 # ---- decorators of steps -----------------------------------------------------------------------------------------------------

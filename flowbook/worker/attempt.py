@@ -294,7 +294,27 @@ class Attempt:
                 self._opened.pop().close(self, failure.error)
             raise
 
+    def _watch_missed(self) -> None:
+        """A method that uses what it has no decorator for gets something that does nothing; that is told, once."""
+        from flowbook.spec import decorators
+
+        options = self.step.options
+        for door, there in ((decorators.card, bool(options.cards)), (decorators.checkpoint, options.checkpoint is not None)):
+            door._set_missed(None if there else functools.partial(self._missed, door.__name__))
+        texts = tuple(cell["source"] for cell in self.spec.sources.values())
+        if options.checkpoint is None and (_mentions(texts, "save_checkpoint") or _mentions(texts, "load_checkpoint")):
+            current.give(None, checkpoints=True)
+
+    def _missed(self, name: str) -> None:
+        lost = "shown" if name == "card" else "saved"
+        message = f"step {self.step.name} uses {name}, but has no @{name}: nothing is {lost}. Add @{name} above it."
+        if message not in self.found.warnings:
+            print(message, file=sys.stderr)  # noqa: T201
+        self.found.add(message)
+
     def _open_live(self) -> None:
+        if self.step.method is not None:
+            self._watch_missed()
         for part in self._parts():
             part.open(self)
             self._opened.append(part)

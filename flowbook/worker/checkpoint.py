@@ -56,7 +56,9 @@ def save_checkpoint(state: Any = _MISSING) -> None:
 
     Without `state`, in a loop: the loop is saved at the end of the item. Raises NotPicklable, StoreError, CheckpointError.
     """
-    if _live is not None and _live.pid == os.getpid():
+    if _live is None:
+        _nothing_live()
+    elif _live.pid == os.getpid():
         with _live.guard():
             _live.save_state(state)
 
@@ -66,7 +68,14 @@ def load_checkpoint() -> Any:
 
     None if there is none, and outside a task. Raises CheckpointError, StoreError.
     """
-    return None if _live is None else _live.load_state()
+    return _nothing_live() if _live is None else _live.load_state()
+
+
+def _nothing_live() -> None:
+    """Outside a task; or in a step that has no checkpoints, and then that is told."""
+    from flowbook.spec import decorators
+
+    decorators.checkpoint._object()
 
 
 # ---- around a body -------------------------------------------------------------------------------------------------------
