@@ -65,7 +65,7 @@ def run(
     view = session.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=session.settings.keep_runs)
     started = Run(spec, view, values)
     session.flow(spec.flow).runs.append(started)
-    return started, warnings
+    return started, [*program.notes, *warnings]
 
 
 def resume(session: Session, last: Run, name: str) -> tuple[Run, list[str]]:
