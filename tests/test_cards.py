@@ -638,7 +638,7 @@ def test_a_page_is_whole_in_itself_and_shows_every_component() -> None:
     for text in (
         "train[2]",
         "run 7 of demo",
-        "attempt 2",
+        "attempt 1",
         "Epoch 3",
         "0.1234",
         "a dot",
