@@ -2,7 +2,9 @@
 
 import sys
 
-from flowbook.cli import main
-
 if __name__ == "__main__":
+    try:
+        from flowbook.cli import main
+    except KeyboardInterrupt:  # a moment later it would be told by `main`
+        sys.exit(130)
     sys.exit(main())

@@ -123,6 +123,7 @@ def _back(given: Given) -> list[str]:
 
 def _interrupted() -> int:
     print("interrupted; nothing was started", file=sys.stderr)  # a run that was started says more, in run.py
+    exec("")  # else Python, which met the interrupt in an exec of dataclasses, ends by the signal and not with our code
     return INTERRUPTED
 
 

@@ -77,6 +77,8 @@ def execute(argument: str, argv: Sequence[str], act: Callable[[type], int]) -> i
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # in the __set_name__ of a parameter: Python makes a RuntimeError of it
+            raise KeyboardInterrupt from None
         print(user_traceback(error), end="", file=sys.stderr)
         raise DefinitionError(
             Finding(str(path), f"the file raised {type(error).__name__} before its flow could be read", "Its traceback stands above.")

@@ -52,7 +52,7 @@ class StepLine:
     begun: float | None = None  # seconds since the epoch, as the events have it
     last: float | None = None
     told: dict[str, int] = field(default_factory=dict)  # kind of line → times it was, or would have been, said
-    reused: int = 0
+    starts: bool = False  # a task of it was launched
     done: bool = False
 
 
@@ -95,18 +95,16 @@ class Screen:
             self._flush(task, event.get("attempt", 0))
         if kind in ("launched", "reused") and line.begun is None:
             line.begun = event["at"]
-            if kind == "launched":
-                self._starting.append(task.step)
+        if kind == "launched" and not line.starts:
+            line.starts = True
+            self._starting.append(task.step)
         line.last = event["at"]
-        if kind in ("launched", "reused", "succeeded", "failed", "lost", "skipped"):
+        if kind in ("launched", "succeeded", "failed", "lost", "skipped"):
             getattr(self, f"_on_{kind}")(task, event, line, state)
 
     def _on_launched(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         for note in event.get("notes", ()):
             self._some(line, "notes", f"{self._name(task.step, task)}: {note}", "yellow")
-
-    def _on_reused(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
-        line.reused += task.part == "body"
 
     def _on_succeeded(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         for warning in event.get("warnings", ()):
@@ -148,15 +146,19 @@ class Screen:
                 continue
             line.done = True
             if any(counts.get(word) for word in ("succeeded", "failed", "stopped")):
-                self.say(self._ended(name, counts, line))
+                self.say(self._ended(name, state, line))
         for name in self._starting:  # after those that have just ended
             self.say(f"{self._name(name)} starts")
         self._starting.clear()
 
-    def _ended(self, step: str, counts: Mapping[str, int], line: StepLine) -> str:
+    def _ended(self, step: str, state: RunState, line: StepLine) -> str:
+        counts = state.counts(step)
         total = sum(counts.values())
+        reused = sum(
+            1 for found in state.tasks.values() if found.origin is not None and found.task.step == step and found.task.part == "body"
+        )
         words = [f"{counts[word]:,} {word}" for word in ("failed", "skipped", "stopped") if counts.get(word)]
-        words += [f"{line.reused:,} taken over"] if line.reused else []
+        words += [f"{reused:,} taken over"] if reused else []
         seconds = seconds_text((line.last or 0) - (line.begun or 0))
         good = not counts.get("failed") and not counts.get("stopped")
         mark = styled("✓" if good else "✗", "green" if good else "red", self.colours) if self.colours else ("done" if good else "ended")
