@@ -7,23 +7,38 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from flowbook import FlowSpec, Parameter, step
-from flowbook.cli import FAILED, INTERRUPTED, NOT_CONFIGURED, SUCCEEDED, TERMINATED, WRONG, arguments, commands, program, single, text
+from flowbook.cli import (
+    FAILED,
+    INTERRUPTED,
+    NOT_CONFIGURED,
+    SUCCEEDED,
+    TERMINATED,
+    WRONG,
+    arguments,
+    commands,
+    place,
+    program,
+    single,
+    text,
+)
 from flowbook.cli.progress import MOST_FAILURES, Screen
-from flowbook.engine import events
+from flowbook.engine import events, scheduler
 from flowbook.engine.events import Task
+from flowbook.engine.launch.local import Exit
 from flowbook.engine.state import RunState
 from flowbook.errors import DefinitionError
-from flowbook.spec.flow import Foreach, Next, Options, Spec, Step
+from flowbook.spec.flow import Foreach, Next, Options, Resources, Spec, Step
 
 REPO = Path(__file__).parent.parent
 
@@ -193,7 +208,7 @@ def test_a_tag_may_be_given_several_times() -> None:
         (["--metadata"], "--metadata takes a value", "--help"),
         (["graph", "--dot", "--json"], "not allowed with", "--help"),
         (["tag"], "the following arguments are required", "--help"),
-        (["logs"], "required: RUN/STEP", "--help"),
+        (["runs", "-n", "-1"], "number (0 or more)", "--help"),
         (["tag", "replace", "a"], "required: TAG", "tag replace --help"),
         (["package", "build"], "invalid choice: 'build'", "--help"),
     ],
@@ -343,6 +358,26 @@ def test_of_many_failures_a_few_are_told_and_all_are_counted() -> None:
     failures = [line for line in stage.lines if "ValueError" in line]
     assert len(failures) == MOST_FAILURES and failures[0] == "train[0] (item 0) failed in attempt 0: ValueError: bad 0"
     assert stage.lines[-1].startswith("train ended: 0 of 100 tasks, 100 failed")
+    assert "(more failures of this step are only counted)" in stage.lines
+
+
+def test_what_was_taken_over_is_counted_whole_also_if_the_screen_hears_of_it_late() -> None:
+    stage = Stage(3)
+    late = [events.reused(Task("train", (i,)), 3, run="6", index=(i,)) for i in range(3)]
+    for event in late:
+        stage.state.apply(event)
+    stage.screen.event(late[0], stage.state)
+    stage.screen.settled(stage.state)
+
+    assert stage.lines[-1] == "train done: 3 of 3 tasks, 3 taken over, 0.0 s"
+
+
+def test_a_step_of_which_some_was_taken_over_says_that_the_rest_starts() -> None:
+    stage = Stage(2)
+    stage.happened(events.reused(Task("train", (0,)), 3, run="6", index=(0,)))
+    stage.train(1)
+
+    assert stage.lines[-2] == "train starts" and stage.lines[-1].startswith("train done: 2 of 2 tasks, 1 taken over")
 
 
 def test_quiet_leaves_only_what_tasks_print(tmp_path: Path) -> None:
@@ -509,6 +544,10 @@ def test_a_resume_takes_the_parameters_of_its_origin(shell: Shell) -> None:
         (["gc", "--keep", "-1"], ["--keep -1"]),
         (["test", "trian"], ["has no step 'trian'", "Did you mean 'train'?"]),
         (["test", "train", "--input", "x"], ["not NAME=JSON"]),
+        (["test", "train"], ["step train: is in a foreach", "--input input=…"]),
+        (["logs", "trian"], ["there is no run 'trian'"]),
+        (["logs", "1/train[8]"], ["has no task '8'"]),
+        (["dump", "2", "--include", "tpo"], ["2: it has no artifact 'tpo'"]),
     ],
 )
 def test_bad_input_is_answered_with_what_there_is(done: Shell, words: list[str], told: list[str]) -> None:
@@ -538,7 +577,7 @@ def test_with_retry_adds_it_to_the_steps(shell: Shell) -> None:
     found = shell("train.py", "--with", "retry:times=1,minutes_between_retries=0", "run", "--fail_at", "0")
 
     assert found.returncode == FAILED
-    assert "train[0] (item 0.1) failed in attempt 0: ValueError: bad 0.1, it is tried again" in found.stdout
+    assert "train[0] (item 0.1) failed in attempt 0 and is tried again: ValueError: bad 0.1" in found.stdout
     assert "failed in attempt 1: ValueError" in found.stdout
 
 
@@ -691,6 +730,49 @@ def test_a_signal_stops_the_run_tidily_and_says_how_to_go_on(shell: Shell, numbe
     assert listed["state"] == "stopped"
 
 
+SIGNALS_ITSELF = """
+import os, signal
+import {module} as module
+
+def and_interrupt(*given, before=module.{name}):
+    os.kill(os.getpid(), signal.SIGINT)
+    return before(*given)
+
+module.{name} = and_interrupt
+"""
+
+
+def test_an_interrupt_between_the_runs_number_and_its_start_stops_it_tidily(shell: Shell) -> None:
+    source = SIGNALS_ITSELF.format(module="flowbook.cli.run", name="_tell_run")
+    shell.write("one.py", source + ONE.format(name="OneFlow", body="print('ran')") + "OneFlow()")
+    found = shell("one.py", "run")
+
+    assert found.returncode == INTERRUPTED and "run 1 was stopped" in found.stderr and "Traceback" not in found.stderr, found.stderr
+    assert json.loads(shell("one.py", "runs", "--json").stdout)["state"] == "stopped"
+
+
+@pytest.mark.parametrize("words", [["one.py", "run"], ["-m", "flowbook", "run", "one.py"]])
+def test_an_interrupt_while_flowbook_is_imported_ends_quietly(shell: Shell, words: list[str]) -> None:
+    (shell.folder / "site").mkdir()
+    shell.write(
+        "site/sitecustomize.py",
+        """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "flowbook.cli.commands":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+""",
+    )
+    shell.write("one.py", ONE.format(name="OneFlow", body="pass") + "OneFlow()")
+    found = shell(*words, PYTHONPATH=f"{shell.folder / 'site'}:{REPO}")
+
+    assert (found.returncode, found.stderr) == (INTERRUPTED, "interrupted; nothing was started\n")
+
+
 def test_the_second_signal_ends_a_task_that_does_not_heed_the_first(shell: Shell) -> None:
     shell.write("waits.py", STUBBORN)
     process = shell.start("waits.py", "run")
@@ -800,6 +882,33 @@ def test_runs_are_listed_newest_first_and_by_tag_and_state(done: Shell) -> None:
     assert shown[0].split()[:2] == ["run", "state"] and shown[2].split()[:2] == ["2", "failed"]
 
 
+def test_a_list_of_runs_that_is_cut_says_so(done: Shell) -> None:
+    assert done("train.py", "runs", "-n", "2").stdout.splitlines()[-1] == "… these are the newest 2 of 3 runs; -n 0 shows all"
+    shown = done("train.py", "runs", "-n", "1", "--state", "succeeded").stdout
+    assert shown.splitlines()[-1] == "… these are the newest 1 of those that fit; -n 0 shows all"
+    assert "newest" not in done("train.py", "runs").stdout + done("train.py", "runs", "-n", "3").stdout
+
+
+def test_a_run_is_running_until_its_process_is_gone_and_open_then(shell: Shell) -> None:
+    body = "import os, time; print('ready', flush=True); time.sleep(0 if os.path.exists('go') else 600)"
+    shell.write("waits.py", ONE.format(name="WaitsFlow", body=body) + "WaitsFlow()")
+    process = shell.start("waits.py", "run")
+    until(process, "ready")
+
+    def states(*words: str) -> list[str]:
+        return [json.loads(line)["state"] for line in shell("waits.py", "runs", "--json", *words).stdout.splitlines()]
+
+    assert states() == states("--state", "running") == ["running"] and states("--state", "open") == []
+
+    process.kill()
+    process.communicate()
+    assert states() == states("--state", "running") == states("--state", "open") == ["open"]
+    said = shell("waits.py", "runs").stdout.splitlines()[-1]
+    assert "the process that drove the run is gone" in said and "`python waits.py resume --origin-run-id 1`" in said
+    shell.write("go", "")
+    assert shell("waits.py", "resume", "--origin-run-id", "1").returncode == SUCCEEDED
+
+
 def test_without_a_file_the_store_is_asked_by_the_flows_name(done: Shell) -> None:
     assert done.flowbook("runs").stdout.splitlines() == ["TrainFlow"]
     assert [json.loads(line)["run"] for line in done.flowbook("runs", "TrainFlow", "--json").stdout.splitlines()] == ["3", "2", "1"]
@@ -813,6 +922,95 @@ def test_logs_are_those_of_a_task_of_a_step_or_of_the_run(done: Shell) -> None:
     assert done("train.py", "logs", "TrainFlow/1/train/1").stdout == "training on 0.2\n"
     assert done("train.py", "logs", "1/train").stdout.splitlines()[0] == "[1/train/0] training on 0.1"
     assert done("train.py", "logs", "latest").stdout.splitlines()[-1] == "[3/end/0] top 0.6 alpha 0.1"
+
+
+def test_a_path_may_be_written_as_people_write_it(done: Shell) -> None:
+    assert done("train.py", "logs").stdout == done("train.py", "logs", "latest").stdout == done("train.py", "logs", "TrainFlow").stdout
+    assert done("train.py", "logs", "end").stdout == done("train.py", "logs", "latest/end").stdout
+    assert done("train.py", "logs", "1/train[1]").stdout == done("train.py", "logs", "1/train/1").stdout == "training on 0.2\n"
+    assert done("train.py", "dump").stdout == done("train.py", "dump", "3").stdout
+    assert done.flowbook("logs", "TrainFlow").stdout == done("train.py", "logs").stdout
+    assert "which flow?" in done.flowbook("logs").stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("3/i[1,1]", ["3", "i", "1.1"]),
+        ("3/i/1,1", ["3", "i", "1.1"]),
+        ("3/i/1.1", ["3", "i", "1.1"]),
+        ("i[1, 12]", ["i", "1.12"]),
+        ("/Flow/3/", ["Flow", "3"]),
+        ("", []),
+    ],
+)
+def test_the_parts_of_a_path(text: str, words: list[str]) -> None:
+    assert place._words(text) == words
+
+
+FAILS = """
+import os
+from flowbook import FlowSpec, Parameter, retry, step
+
+class FailsFlow(FlowSpec):
+    how = Parameter("how", default="raise")
+
+    @retry(times=1, minutes_between_retries=0)
+    @step
+    def start(self):
+        from flowbook import current
+        if self.how == "kill":
+            os.kill(os.getpid(), 9)
+        if self.how == "raise" or current.retry_count == 0:
+            raise ValueError(f"bad {current.retry_count}")
+        print("well")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+FailsFlow()
+"""
+
+
+def test_logs_end_with_why_a_task_failed_and_name_the_attempts_that_failed_before(shell: Shell) -> None:
+    shell.write("fails.py", FAILS)
+    codes = [shell("fails.py", "run", "--how", how).returncode for how in ("raise", "kill", "once")]
+    assert codes == [FAILED, FAILED, SUCCEEDED]
+
+    raised = shell("fails.py", "logs", "1/start").stdout.splitlines()
+    assert raised[0] == "[1/start/0] (attempt 0 failed: ValueError: bad 0; --attempt 0 shows it)"
+    assert raised[-1] == "[1/start/0] ValueError: bad 1" and any('raise ValueError(f"bad' in line for line in raised)
+    assert shell("fails.py", "logs", "1/start/0", "--attempt", "0").stdout.splitlines()[-1] == "ValueError: bad 0"
+    killed = shell("fails.py", "logs", "2/start/0").stdout.splitlines()[-1]
+    assert killed.startswith("attempt 1 failed: the process of start was killed by SIGKILL") and "@resources(memory=…)" in killed
+    assert shell("fails.py", "logs", "3/start/0").stdout.splitlines() == [
+        "(attempt 0 failed: ValueError: bad 0; --attempt 0 shows it)",
+        "well",
+    ]
+    assert shell("fails.py", "logs", "1/end").stderr == "1/end did not run\n"
+    assert "attempt 7 of 1/start/0 printed nothing" in shell("fails.py", "logs", "1/start/0", "--attempt", "7").stderr
+
+
+def test_dump_of_a_failed_run_marks_what_failed_and_shows_nothing_of_what_did_not_run(done: Shell) -> None:
+    shown = done("train.py", "dump", "2").stdout.splitlines()
+
+    assert "TrainFlow/2/train/1  (failed: ValueError: bad 0.2)" in shown and "TrainFlow/2/train/0" in shown
+    assert shown[-1] == "not run: best, end" and not any(line.startswith("TrainFlow/2/end") for line in shown)
+    some = done("train.py", "dump", "2", "--include", "score").stdout.splitlines()
+    assert some == ["TrainFlow/2/train/0", "  score = 0.2", "TrainFlow/2/train/2", "  score = 0.6", "not run: best, end"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "word", "other"), [("oom", "@resources(memory=…)", "--memory"), ("timeout", "@timeout(…)", "--timeout")]
+)
+def test_the_engine_names_the_decorators_of_a_class_and_the_options_of_a_cell(reason: str, word: str, other: str) -> None:
+    cell = Step("a", "", "f", "f", Options(timeout_s=1.0))
+    told = [scheduler._why(Task("a"), Exit(reason), step, Resources()) for step in (replace(cell, method="F"), cell)]
+
+    assert word in told[0] and other not in told[0]
+    assert other in told[1] and word not in told[1]
 
 
 def test_what_was_taken_over_shows_what_its_maker_printed(shell: Shell) -> None:
@@ -847,6 +1045,20 @@ def test_check_says_that_nothing_is_wrong(done: Shell) -> None:
     assert found.returncode == SUCCEEDED and found.stdout.startswith("TrainFlow: 4 steps, nothing wrong")
 
 
+def test_check_tells_what_has_no_effect_here_and_when_a_schedule_fires(shell: Shell) -> None:
+    source = ONE.format(name="OneFlow", body="pass").replace("FlowSpec, step", "Config, FlowSpec, pypi, schedule, step")
+    source = source.replace("class OneFlow", "@schedule(daily=True)\nclass OneFlow").replace(
+        "    @step", "    settings = Config('settings', default_value={'a': 1}, help='of the flow')\n\n    @pypi(python='3.11')\n    @step"
+    )
+    shell.write("one.py", source + "OneFlow()")
+    checked, shown = shell("one.py", "check"), shell("one.py", "show")
+
+    assert checked.returncode == SUCCEEDED, checked.stderr
+    assert checked.stdout.startswith("step only: @pypi") and "OneFlow: 1 step, nothing wrong" in checked.stdout
+    assert re.search(r"next: \w{3} \d{4}-\d\d-\d\d", checked.stdout)
+    assert "--config settings: of the flow" in shown.stdout and re.search(r"next: \w{3} \d{4}", shown.stdout)
+
+
 def test_tags_are_added_removed_replaced_and_listed(shell: Shell) -> None:
     shell("train.py", "run", "--tag", "a")
 
@@ -876,6 +1088,19 @@ def test_gc_tells_what_it_would_remove_and_removes_it(shell: Shell) -> None:
     assert [json.loads(line)["run"] for line in shell("train.py", "runs", "--json").stdout.splitlines()] == ["2"]
 
 
+def test_old_runs_are_retired_after_a_run_once_enough_have_gathered(shell: Shell) -> None:
+    shell.write("one.py", ONE.format(name="OneFlow", body="pass") + "OneFlow()")
+    assert shell("one.py", "run", FLOWBOOK_KEEP_RUNS="2").returncode == SUCCEEDED
+    [first] = (shell.folder / "store").glob("*/flows/OneFlow/1")
+    for number in range(2, 8):
+        shutil.copytree(first, first.parent / str(number))
+    for spec in first.parent.glob("*/run.json"):
+        os.utime(spec, (1e9, 1e9))  # a run that began less than a day ago is spared
+
+    assert shell("one.py", "run", FLOWBOOK_KEEP_RUNS="2").returncode == SUCCEEDED
+    assert [json.loads(line)["run"] for line in shell("one.py", "runs", "--json").stdout.splitlines()] == ["8", "7"]
+
+
 def test_the_version_is_told(shell: Shell) -> None:
     assert shell.flowbook("version").stdout == shell.flowbook("--version").stdout
     assert shell("train.py", "--version").stdout.startswith("flowbook ")
@@ -891,6 +1116,19 @@ def test_a_command_that_needs_a_file_says_so(shell: Shell) -> None:
     found = shell.flowbook("run")
 
     assert found.returncode == WRONG and "`flowbook run FLOW.py …`" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train.py", "run"], "`flowbook run train.py`"),
+        (["train.py:TrainFlow", "check"], "`flowbook check train.py:TrainFlow`"),
+        (["train.py"], "`flowbook run train.py`"),
+    ],
+)
+def test_a_file_before_the_command_is_answered_with_the_right_order(words: list[str], told: str) -> None:
+    with pytest.raises(DefinitionError, match=re.escape(f"The command comes first: write {told}.")):
+        arguments.split(words, "flowbook", commands.COMMANDS)
 
 
 def test_a_pipe_that_closes_early_is_no_error(done: Shell) -> None:
@@ -920,7 +1158,8 @@ def test_cards_are_listed_and_written_as_pages_and_metaflow_means_flowbook(shell
     assert shell.flowbook("run", "cards.py").returncode == SUCCEEDED
 
     assert shell.flowbook("card", "list", "CardFlow/1").stdout.split() == ["1/only/0", "default", "1/only/0", "mine"]
-    assert "Hello" in shell.flowbook("card", "cards.py", "get", "latest/only", "--id", "mine").stdout
+    saved = shell.flowbook("card", "cards.py", "get", "latest/only", "--id", "mine").stdout
+    assert "Hello" in saved and "<title>CardFlow/1/only</title>" in saved
     assert shell.flowbook("card", "cards.py", "get", "1/only/0", "out.html").stdout == "out.html\n"
     assert "default-src 'none'" in (shell.folder / "out.html").read_text()
     assert Path(shell.flowbook("card", "view", "CardFlow/1").stdout.strip()).read_text().startswith("<!DOCTYPE html>")
@@ -958,6 +1197,14 @@ def test_a_join_alone_gets_its_inputs_as_a_list(shell: Shell) -> None:
     found = shell("train.py", "test", "best", "--input", 'inputs=[{"score": 1}, {"score": 4}]')
 
     assert "top = 4" in found.stdout.splitlines()
+
+
+def test_a_step_alone_that_misses_an_artifact_says_how_to_give_it(shell: Shell) -> None:
+    alone, join = shell("train.py", "test", "end"), shell("train.py", "test", "best", "--input", "inputs=[{}]")
+
+    assert (alone.returncode, join.returncode) == (FAILED, FAILED)
+    assert alone.stderr.splitlines()[-1] == "error: step end reads top, which was not given. Give it: --input top=…"
+    assert join.stderr.splitlines()[-1].endswith("""Give it: --input 'inputs=[{"score": …}, …]'""")
 
 
 def test_a_step_alone_that_fails_shows_the_users_traceback(shell: Shell) -> None:
