@@ -250,7 +250,7 @@ class Run:
         except GivenUp as error:
             await self._let_finish()
             self._end_without_log(
-                f"{error}. Run {self.run} is given up here; what its tasks made is kept: `%flow resume` runs what is missing"
+                f"{error}. Run {self.run} is given up here; what its tasks made is kept: {self._resume} runs what is missing"
             )
         except SteppedBack:
             self._end_without_log(f"another engine owns run {self.run}; this one has stepped back")
@@ -259,7 +259,7 @@ class Run:
             traceback.print_exc(file=sys.stderr)
         except Exception as error:  # a mistake of our own must not end the other runs of this engine
             self._end_without_log(
-                f"run {self.run} met a fault of flowbook ({type(error).__name__}: {error}); `%flow resume` goes on with it"
+                f"run {self.run} met a fault of flowbook ({type(error).__name__}: {error}); {self._resume} goes on with it"
             )
             traceback.print_exc(file=sys.stderr)
         finally:
@@ -267,6 +267,11 @@ class Run:
                 requests.cancel()
             await self._clear_up()
         return None
+
+    @property
+    def _resume(self) -> str:
+        """How to go on is spelled: a run of a flow file has no notebook."""
+        return "`resume`" if self.state is not None and self.state.spec.program else "`%flow resume`"
 
     def poke(self) -> None:
         """A request object was written."""
