@@ -26,7 +26,6 @@ from flowbook._version import __version__
 from flowbook.errors import DefinitionError, Finding, NotPicklable
 from flowbook.spec import classgraph, decorators, parameters
 from flowbook.spec import flow as flows
-from flowbook.spec.body import ast_key
 from flowbook.spec.classgraph import Graph, Node
 from flowbook.spec.flow import Options, Spec, Step
 from flowbook.spec.flowspec import FlowSpec
@@ -304,6 +303,9 @@ def _steps(
         parts = {"code": canon.short_hash(classgraph.code_of(node.use.functions)), **code.parts(node)}
         parts |= {f"parameter {name}": canon.entry_key(params[name]) for name in sorted(read[node.name])}
         parts |= {f"`{name}`": canon.entry_key(constants[name]) for name in sorted(_mentioned(node) & constants.keys())}
+        if _sees_its_place(node):
+            parts["current"] = canon.short_hash("its place")
+        parts["joins"] = canon.short_hash(json.dumps(step.options.join))
         parts["options"] = canon.short_hash(json.dumps([step.options.catch, sorted(step.options.env, key=str), step.options.extra]))
         parts["Python"] = canon.short_hash(f"{sys.version_info.major}.{sys.version_info.minor}")
         if step.name in again:
@@ -321,7 +323,7 @@ def _mentioned(node: Node) -> frozenset[str]:
     """Attributes that a step may read, of self, or, in a join, of its inputs."""
     if node.use.leaves:
         return _Everything()
-    return node.use.reads | _attributes(node.use.functions)
+    return node.use.reads | _words(node.use.functions)
 
 
 class _Everything(frozenset[str]):
@@ -332,9 +334,18 @@ class _Everything(frozenset[str]):
 
 
 @functools.lru_cache(maxsize=512)
-def _attributes(functions: tuple[classgraph.Function, ...]) -> frozenset[str]:
+def _words(functions: tuple[classgraph.Function, ...]) -> frozenset[str]:
+    """Attributes and strings in the text: `self.alpha`, `foreach="alpha"`, `getattr(self, "alpha")`."""
     trees = [tree for function in functions if (tree := classgraph.definition(function)) is not None]
-    return frozenset(part.attr for tree in trees for part in ast.walk(tree) if isinstance(part, ast.Attribute))
+    parts = [part for tree in trees for part in ast.walk(tree)]
+    strings = {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    return frozenset(part.attr for part in parts if isinstance(part, ast.Attribute)) | strings
+
+
+def _sees_its_place(node: Node) -> bool:
+    """Whether the method may know its index, the number of items, or its run."""
+    names = classgraph.names_of(node.use.functions)
+    return node.use.leaves or bool(_words(node.use.functions) & {"index", "foreach_stack"}) or "current" in names
 
 
 # ---- the code of a file ---------------------------------------------------------------------------------------------------
@@ -366,7 +377,7 @@ def code_of_file(program: Program, store: Store) -> Code:
         sources=sources,
         modules=modules,
         imports=_imports(source, modules),
-        parts=_FileParts(file, source, modules),
+        parts=_file_parts(program, file, source, modules),
         program=file,
         method=program.name if program.name in named else named[0],
     )
@@ -385,55 +396,14 @@ def _imports(source: str, modules: Mapping[str, Any]) -> tuple[str, ...]:
     return (*ours, *sorted(found))
 
 
-class _FileParts:
-    """What the text around a class contributes to a step: the definitions of its file that the step uses, and local modules."""
+def _file_parts(program: Program, file: str, source: str, modules: Mapping[str, Any]) -> Callable[[Node], Parts]:
+    """What the text around the steps contributes to each: the whole file without the bodies of steps, and all local modules.
 
-    def __init__(self, file: str, source: str, modules: Mapping[str, Any]) -> None:
-        self._file = file
-        self._bindings: dict[str, list[str]] = {}
-        self._names: dict[str, set[str]] = {}
-        self._always: list[str] = []
-        content = package.contents(modules)
-        self._modules = canon.short_hash("\n".join(content)) if content else ""
-        for statement in ast.parse(source).body:
-            self._take(statement)
-
-    def _take(self, statement: ast.stmt) -> None:
-        if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
-            return  # the command line
-        bound = _bound_by(statement)
-        text = ast_key(ast.unparse(statement))
-        if (not bound and not isinstance(statement, ast.Expr)) or (
-            not bound and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
-        ):
-            self._always.append(text)
-        used = {part.id for part in ast.walk(statement) if isinstance(part, ast.Name)}
-        for name in bound:
-            self._bindings.setdefault(name, []).append(text)
-            self._names.setdefault(name, set()).update(used)
-
-    def __call__(self, node: Node) -> Parts:
-        flow_class = {cls for cls in self._bindings if any(f.__qualname__.split(".")[0] == cls for f in node.use.functions)}
-        queue, seen = list(classgraph.names_of(node.use.functions)), set(flow_class)
-        parts: Parts = {}
-        while queue:
-            name = queue.pop()
-            if name in seen or name not in self._bindings:
-                continue
-            seen.add(name)
-            parts[f"`{name}`"] = canon.short_hash("\n".join(self._bindings[name]))
-            queue += self._names[name]
-        if self._always:
-            parts["the file's other statements"] = canon.short_hash("\n".join(self._always))
-        if self._modules:
-            parts["local modules"] = self._modules
-        return parts
-
-
-def _bound_by(statement: ast.stmt) -> set[str]:
-    """Names that a statement at the top level of a file binds."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        return {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
-    return {part.id for part in ast.walk(statement) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    A function, a constant or a decorator may reach a step on ways that no reading of the text finds. So an edit of a step runs that
+    step again, and any other edit runs all: what then gives the same result goes no further.
+    """
+    own = [node for node in program.graph.nodes if node.function.__code__.co_filename == file]
+    parts = {"the file around its steps": canon.short_hash(classgraph.common_text(source, own, program.name))}
+    if modules:
+        parts["local modules"] = canon.short_hash("\n".join(package.contents(modules)))
+    return lambda node: parts

@@ -293,7 +293,7 @@ def test_resume_runs_what_is_missing_and_what_a_changed_parameter_or_text_reache
 
     flow.write(RESUME.replace("FACTOR = 2", "FACTOR = 3"))
     flow.run("resume", "--origin-run-id", "2")
-    assert flow.ran("5") == {"left", "join", "each[0]", "each[1]", "gather", "end"}
+    assert flow.ran("5") == {"start", "left", "right", "join", "each[0]", "each[1]", "gather", "end"}
 
     flow.write(RESUME)
     flow.run("resume", "gather", "--origin-run-id", "2")
@@ -510,3 +510,195 @@ def test_an_error_that_is_not_tried_again_is_caught_at_once(flow: FlowFile) -> N
     flow.run()
 
     assert flow.value("said") == "no use" and flow.commit("start")["attempt"] == 0
+
+
+HIDDEN = """
+class Hidden(FlowSpec):
+    best = None
+    limit = 3
+    err = None
+    __k = 1
+
+    @step
+    def start(self):
+        self.__k = 2
+        for name, value in {"lr": 5}.items():
+            setattr(self, name, value)
+        self.next(self.a, foreach=[1])
+
+    lr = 1
+
+    @catch(var="err")
+    @step
+    def a(self):
+        self.best = "model"
+        self.limit += 1
+        raise ValueError("caught")
+        self.next(self.b)
+
+    @step
+    def b(self):
+        self.seen = (str(self.err), self.__k, getattr(self, "".join(["l", "r"])))
+        self.best, self.limit = "model", self.limit + 1
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.merge_artifacts(inputs)
+        self.limit += 1
+        self.all = inputs
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.found = (self.best, self.limit, self.seen, self.all[0].best)
+"""
+
+
+def test_an_artifact_counts_before_an_attribute_of_the_class_with_its_name(flow: FlowFile) -> None:
+    flow.write(HIDDEN)
+    flow.run()
+
+    assert flow.value("found") == ("model", 6, ("caught", 2, 5), "model")
+
+
+BYPASS = """
+class Bypass(FlowSpec):
+    @step
+    def start(self):
+        self.x, self.way = "old", "p"
+        self.next({"p": self.p, "q": self.q}, condition="way")
+
+    @step
+    def p(self):
+        self.next(self.a, self.b)
+
+    @step
+    def a(self):
+        self.x = "a"
+        self.next(self.j)
+
+    @step
+    def b(self):
+        self.next(self.j)
+
+    @step
+    def j(self, inputs):
+        self.next(self.z)
+
+    @step
+    def q(self):
+        self.next(self.z)
+
+    @step
+    def z(self):
+        self.seen = getattr(self, "x", "nothing")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_a_switch_around_a_join_brings_nothing_past_it(flow: FlowFile) -> None:
+    flow.write(BYPASS)
+    flow.run()
+    assert flow.value("seen", "z") == "nothing"
+    flow.write(BYPASS.replace('"old", "p"', '"old", "q"'))
+    flow.run()
+    assert flow.value("seen", "z", run="2") == "old"
+
+
+STALE = """
+import functools
+
+K = 1
+TABLE = []
+
+def scale(by):
+    def around(function):
+        @functools.wraps(function)
+        def inner(self):
+            function(self)
+            self.scaled = by
+        return inner
+    return around
+
+def fill():
+    TABLE.append(1)
+
+fill()
+
+class Stale(FlowSpec):
+    mode = Parameter("mode", default="x")
+    _k = 1
+
+    @staticmethod
+    def h():
+        return 1
+
+    @step
+    def start(self):
+        self.base = 1
+        self.next(self.work, foreach=["a", "b"])
+
+    @step
+    def work(self):
+        self.got = (self.input, self.index, Stale.h(), self._k, len(TABLE), getattr(self, "mode"))
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.best = inputs[0]
+        self.gots = [i.got for i in inputs]
+        self.next({"x": self.one, "y": self.two}, condition="mode")
+
+    @step
+    def one(self):
+        self.via = "one"
+        self.next(self.end)
+
+    @step
+    def two(self):
+        self.via = "two"
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.found = (self.gots, self.best.base, self.via)
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (("self.base = 1", "self.base = 2"), ()),
+        (("return 1", "return 2"), ()),
+        (("_k = 1", "_k = 2"), ()),
+        (("    TABLE.append(1)", "    TABLE.append(1); TABLE.append(2)"), ()),
+        (('["a", "b"]', '["b", "a"]'), ()),
+        (("", ""), ("--mode", "y")),
+    ],
+    ids=["inherited", "static method", "private attribute", "mutated global", "order of items", "parameter of a switch"],
+)
+def test_a_resumed_run_gives_what_a_fresh_one_gives(flow: FlowFile, edit: tuple[str, str], words: tuple[str, ...]) -> None:
+    flow.write(STALE)
+    flow.run()
+    flow.write(STALE.replace(*edit) if edit[0] else STALE)
+    flow.run("resume", *words)
+    flow.run("run", *words)
+
+    assert flow.value("found", run="2") == flow.value("found", run="3")
+    assert flow.value("found", run="2") != flow.value("found", run="1")
+
+
+def test_a_branch_that_lost_a_value_is_no_silent_merge(flow: FlowFile) -> None:
+    flow.write(
+        MERGE.replace(
+            "self.x, self.y, self.equal, self.only_a = 1, 1,",
+            "self.same = __import__('threading').Lock(); self.x, self.y, self.equal, self.only_a = 2, 2,",
+        ).replace("WHAT", "self.merge_artifacts(inputs)")
+    )
+
+    assert "same of an input could not be saved" in flow.fails()

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -813,15 +813,18 @@ def _facts(state: RunState, task: Task, commit: Json) -> dict[str, Json]:
         "seconds": commit.get("seconds"),
         "peak_mb": commit.get("peak_mb"),
         "cpu_s": commit.get("cpu_s"),
-        "keys": _keys(state, task, artifacts) if task.part == "body" else None,
+        "keys": _keys(state, task, artifacts, commit.get("unsaved", {})) if task.part == "body" else None,
     }
 
 
-def _keys(state: RunState, task: Task, artifacts: Mapping[str, Json]) -> dict[str, str]:
+def _keys(state: RunState, task: Task, artifacts: Mapping[str, Json], unsaved: Iterable[str]) -> dict[str, str]:
     names, joined = state.wanted(task.step)
     found = {name: entry_key(artifacts[name]) for name in names if name in artifacts}
     if joined:
-        text = json.dumps(sorted((name, entry_key(entry)) for name, entry in artifacts.items()))
+        told = [(name, entry_key(entry)) for name, entry in artifacts.items()]
+        if state.spec.step(task.step).method is not None:
+            told += [(name, "") for name in unsaved]  # that a name is gone can be seen through the task
+        text = json.dumps(sorted(told))
         found["*"] = hashlib.sha256(text.encode()).hexdigest()[:22]
     return found
 

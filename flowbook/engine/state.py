@@ -384,10 +384,7 @@ class RunState:
 
     def _inherited(self, found: TaskState) -> Iterator[TaskState]:
         """The tasks from which one of a FlowSpec inherits what it does not set: a join can read that through it."""
-        for name in self._regions.get(found.task.step, ()):
-            above = self.tasks.get(Task(name, found.task.index[: len(self._steps[name].scope)]))
-            if above is not None and above.state == "succeeded":
-                yield above
+        return self._way_back(self._steps[found.task.step], found.task.index)
 
     def key(self, task: Task) -> tuple[str, dict[str, str]] | None:
         """The task's key and the keys of what it reads; None for a task that no other may stand for. Its needs must be done."""
@@ -402,7 +399,10 @@ class RunState:
                     read[name] = self._after_key(self._need(name, step.base), task.index)
         if "?" in read.values():
             return None
-        where = list(task.index) if "current" in step.parts else None  # its index can be seen by the body
+        # Its place can be seen by the body; of a method also how many items there are.
+        where: list[Json] | None = list(task.index) if "current" in step.parts else None
+        if where is not None and step.method is not None:
+            where += [count for _, _, count in self.fans(task)]
         text = json.dumps([own, task.part, self.ids(task), where, sorted(read.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:32], read
 
@@ -687,7 +687,19 @@ class RunState:
                     yield node
 
     def _made(self, given: Input, step: Step, index: Index) -> Iterator[TaskState]:
+        if step.method is not None and not is_token(given.name):
+            makers = (maker for maker in self._way_back(step, index) if maker.task.step in given.makers)
+            return (maker for maker in makers if given.name not in maker.missing)
         return (maker for maker in self._makers(given, step, index) if maker.state == "succeeded" and given.name not in maker.missing)
+
+    def _way_back(self, step: Step, index: Index) -> Iterator[TaskState]:
+        """The tasks that handed over to a method, nearest first, back to the last join: of a switch only the way that was taken."""
+        while (token := next((given for given in step.inputs if is_token(given.name)), None)) is not None:
+            before = next(self._made(token, step, index), None)
+            if before is None:
+                return
+            yield before
+            step, index = self._steps[before.task.step], before.task.index
 
     def _is_reusable(self, found: TaskState) -> bool:
         """Whether a task of another run may stand for this one, if one is found. --no-cache and --fresh leave the origin of a resume."""

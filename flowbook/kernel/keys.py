@@ -71,10 +71,8 @@ def keyed(steps: Iterable[Step], known: Known) -> list[Step]:
 
     Each captured definition gets "deep", a key of itself and all that it uses in turn: a value of its class depends on that.
     """
+    deepen(known)
     local = _Local(known.captured.modules)
-    for name, info in known.captured.names.items():
-        if info["kind"] in ("function", "class"):
-            info["deep"] = _hashed(_captured([name], known, local))
     common = _common(known, local)
     return [_keyed(step, known, local, common) for step in steps]
 
@@ -173,15 +171,26 @@ def _plan(step: Step, known: Known, local: _Local) -> Parts:
     return parts if told or _told_otherwise(step) else parts | {"life": known.life}
 
 
+def deepen(known: Known) -> None:
+    """Give each captured definition "deep", a key of itself and all that it uses in turn: a value of its class depends on that."""
+    local = _Local(known.captured.modules)
+    for name, info in known.captured.names.items():
+        if info["kind"] in ("function", "class"):
+            info["deep"] = _hashed(_captured([name], known, local))
+
+
 def method_parts(source: str, names: Iterable[str], imports: Iterable[str], told: bool, known: Known) -> Parts:
-    """What the kernel contributes to a step of a FlowSpec in a cell: captured names that its methods mention, modules, files,
-    variables. `imports` are root names of what the methods import themselves; `told`: it reads something that could be told, a parameter or what a step before made.
+    """What the kernel contributes to a step of a FlowSpec in a cell: captured names that its text mentions, modules, files,
+    variables. `imports` are root names of modules that it imports or comes from; `told`: it reads something that could be told, a
+    parameter or what a step before made.
     """
     local = _Local(known.captured.modules)
     captures = _closed(names, known)
     parts = _common(known, local) | _captured(captures, known, local) | local.parts(imports) | _read_outside([source], captures, known)
     if CURRENT.search(source):
-        parts["current"] = canon.short_hash(json.dumps(known.tags))
+        parts["tags"] = canon.short_hash(json.dumps(known.tags))
+    if RUN.search(source):
+        parts["the run"] = secrets.token_hex(8)  # only a resume may take its results, and that is by the origin's key
     if not (told or _data(captures, known)) or _asks_the_world(source, captures, known):
         parts["life"] = known.life
     return parts

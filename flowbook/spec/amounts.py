@@ -37,12 +37,11 @@ def size_text(size: float) -> str:
     >>> size_text(999), size_text(1_500_000), size_text(256e6)
     ('999 B', '1.5 MB', '256 MB')
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
         size /= 1000
-    else:
-        unit = "TB"
+        del units[0]
+    unit = units[0]
     return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
 
 

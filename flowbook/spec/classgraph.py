@@ -110,7 +110,7 @@ def read(cls: type, label: Callable[[str], str] | None = None, skip: Iterable[st
         found += more
     skipped = {*skip, *_OWN, *known}
     nodes = [dataclasses.replace(n, use=dataclasses.replace(n.use, reads=n.use.reads - skipped)) for n in nodes]
-    names = frozenset(name for node in nodes for name in node.use.reads | node.use.sets)
+    names = frozenset(name for node in nodes for name in node.use.reads | node.use.sets | ({_caught(node.function)} - {""}))
     graph = Graph(cls.__name__, tuple(nodes), start, end, tuple(dict.fromkeys(found)), names)
     return graph if found else dataclasses.replace(graph, findings=tuple(_unset(cls, graph)))
 
@@ -326,7 +326,7 @@ def use_of(cls: type, function: Function) -> Use:
         if tree is None or not (tree.args.posonlyargs or tree.args.args):
             found = dataclasses.replace(found, leaves=True)
             continue
-        visitor = _Uses((tree.args.posonlyargs + tree.args.args)[0].arg)
+        visitor = _Uses((tree.args.posonlyargs + tree.args.args)[0].arg, _class_name(one))
         for part in tree.body:
             visitor.visit(part)
         called = [f for name in sorted(visitor.reads | visitor.supers) for f in _helpers(cls, one, name, name in visitor.supers)]
@@ -367,9 +367,13 @@ def _is_code(cls: type, name: str) -> bool:
     return isinstance(value, Function | property | staticmethod | classmethod | functools.cached_property)
 
 
+def _class_name(function: Function) -> str:
+    return function.__qualname__.rpartition(".")[0].rpartition(".")[2]
+
+
 class _Uses(ast.NodeVisitor):
-    def __init__(self, self_name: str) -> None:
-        self._self = self_name
+    def __init__(self, self_name: str, class_name: str) -> None:
+        self._self, self._class = self_name, class_name.lstrip("_")
         self.reads: set[str] = set()
         self.sets: set[str] = set()
         self.firm: set[str] = set()
@@ -393,6 +397,8 @@ class _Uses(ast.NodeVisitor):
         self._tries -= 1
 
     def _take(self, name: str, context: ast.expr_context, line: int) -> None:
+        if name.startswith("__") and not name.endswith("__"):
+            name = f"_{self._class}{name}"  # as Python calls it
         if name == "__dict__":
             self.leaves = True
         if not self._tries and isinstance(context, ast.Load):
@@ -692,7 +698,7 @@ def _saves(
     below: Mapping[str, set[str]],
     regions: Mapping[str, frozenset[str]],
 ) -> frozenset[str]:
-    found = node.use.sets | node.use.reads
+    found = node.use.sets | node.use.reads | ({_caught(node.function)} - {""})
     if node.use.leaves:
         found |= frozenset(name for other in below[node.name] for name in reads[other])
     if node.use.merges:
@@ -766,8 +772,78 @@ def _without_docstring(tree: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
     assert isinstance(copy, ast.FunctionDef | ast.AsyncFunctionDef)
     if ast.get_docstring(copy) is not None:
         copy.body = copy.body[1:] or [ast.Pass()]
-    copy.decorator_list = []
+    copy.decorator_list = [each for each in copy.decorator_list if not _is_ours(each)]
     return copy
+
+
+def _is_ours(decorator: ast.expr) -> bool:
+    """Whether a decorator is one of flowbook's, which change no result; those of the user's own count with their arguments."""
+    return _named(decorator) in OURS
+
+
+def _named(decorator: ast.expr) -> str:
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+
+
+OURS = frozenset("step card catch checkpoint conda environment kubernetes parallel pypi resources retry secrets timeout batch".split())
+
+
+class _Bare(ast.NodeTransformer):
+    """A text without the bodies of steps, and without docstrings: what all steps of a class have in common."""
+
+    def __init__(self, steps: frozenset[tuple[str, int]]) -> None:
+        self._steps = steps
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        return self._function(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST | None:
+        return self._function(node)
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST | None:
+        if (node.name, node.lineno) in self._steps or any(_named(each) == "step" for each in node.decorator_list):
+            return None
+        return self._shorn(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._shorn(node)
+
+    def _shorn(self, node: Any) -> ast.AST:
+        self.generic_visit(node)
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        node.body = node.body or [ast.Pass()]
+        return node  # type: ignore[no-any-return]
+
+
+def common_text(source: str, nodes: Iterable[Node], flow: str) -> str:
+    """The text of a file or a cell without the bodies of its steps, comments, docstrings and the call that starts the command line."""
+    return ast.dump(_common(source, nodes, flow))
+
+
+def common_names(source: str, nodes: Iterable[Node], flow: str) -> frozenset[str]:
+    """The names in that text."""
+    return frozenset(part.id for part in ast.walk(_common(source, nodes, flow)) if isinstance(part, ast.Name))
+
+
+def _common(source: str, nodes: Iterable[Node], flow: str) -> ast.Module:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        tree = _parse_cell(source)
+    steps = frozenset((node.name, node.line) for node in nodes)
+    _Bare(steps).visit(tree)
+    for statement in tree.body:
+        if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
+            statement.body = [each for each in statement.body if not _starts(each, flow)] or [ast.Pass()]
+    if tree.body and ast.get_docstring(tree) is not None:
+        tree.body = tree.body[1:]
+    return tree
+
+
+def _starts(statement: ast.stmt, flow: str) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and ast.unparse(statement.value.func) == flow
 
 
 def names_of(functions: Iterable[Function]) -> frozenset[str]:

@@ -195,8 +195,10 @@ class FlowSpec:
 
     def __setattr__(self, name: str, value: Any) -> None:
         found = getattr(type(self), name, None)
-        if name in WORDS or isinstance(found, (types.FunctionType, property)):
-            kind = "a method" if isinstance(found, types.FunctionType) else "a word"
+        read_only = isinstance(found, property) and found.fset is None
+        if name in WORDS or name == "_task" or read_only or isinstance(found, types.FunctionType):
+            own = name in WORDS or name == "_task"
+            kind = "a word" if own else "a method" if isinstance(found, types.FunctionType) else "a property without a setter"
             raise ReadOnly(f"self.{name} = …: {name!r} is {kind} of the flow. Give the artifact another name.")
         object.__setattr__(self, name, value)
 

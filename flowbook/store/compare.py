@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import gc
+import math
 import re
 import sys
 import types
@@ -51,7 +52,7 @@ class _Comparison:
         if kind in _DIRECT:
             return bool(a == b)
         if kind is float:
-            return bool(a == b or (a != a and b != b))
+            return bool((a == b and math.copysign(1, a) == math.copysign(1, b)) or (a != a and b != b))
         if kind is complex:
             return self.same(a.real, b.real) and self.same(a.imag, b.imag)
         pair = (id(a), id(b))

@@ -126,6 +126,18 @@ class Reader:
             unsaved |= commit.get("unsaved", {}).keys() - found.keys()
         return {**{name: entry for name, entry in self.given(flow, run).items() if name not in unsaved}, **found}
 
+    def unsaved_names(self, flow: str, run: str, step: str, index: layout.Index) -> dict[str, str]:
+        """name → why of what a task, or one before it, set last and could not save."""
+        found: dict[str, str] = {}
+        seen: set[str] = set()
+        for _, commit in self._way_back(flow, run, step, index):
+            found |= {name: why for name, why in commit.get("unsaved", {}).items() if name not in seen}
+            seen |= commit.get("artifacts", {}).keys() | commit.get("unsaved", {}).keys()
+        return found
+
+    def asked_for(self, name: str) -> None:
+        """A parameter or a constant was read through a task."""
+
     def before(self, flow: str, run: str, step: str, index: layout.Index) -> tuple[str, layout.Index] | None:
         """The task that handed over to one of a FlowSpec; None for the first step, for a join, and for the steps of cells."""
         steps = self._spec(flow, run)
@@ -337,6 +349,9 @@ class TaskResult:
             return f"{self} did not save {name!r}: {commit['unsaved'][name]}"
         import difflib  # slow to import, and only for a mistake
 
+        if "next" in commit:  # a method of a FlowSpec has what came before it, too
+            known = _unknown(str(self), name, self._find_reader().visible_names(*self._place))
+            return known + (f" Its error was caught: {self.error}." if commit.get("caught") else "")
         names = sorted(commit.get("artifacts", {}))
         near = difflib.get_close_matches(name, names, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -419,64 +434,75 @@ def _task(place: tuple[Any, ...], failure: tuple[str, Json] | None) -> TaskResul
 class FlowInput:
     """A task as a join of a FlowSpec sees it, and as an artifact that keeps one: every attribute is an artifact, inherited ones too.
 
-    It is a reference: kept as an artifact, it stores where the task is. `task` gives the TaskResult.
+    It is a reference: kept as an artifact, it stores where the task is, in this very run, since what the task inherits is of its run.
+    Its own attributes have names that no artifact has; `task_of` gives the TaskResult.
     """
 
     def __init__(self, task: TaskResult) -> None:
-        vars(self).update(_task=task, _values={})
+        vars(self).update({_TASK: task, _VALUES: {}})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("_ipython_display_", "_repr_mimebundle_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if name not in self._values:
-            self._values[name] = self._load(name)
-        return self._values[name]
-
-    def _load(self, name: str) -> Any:
-        task: TaskResult = self._task
-        if not task.ok:
-            raise NoArtifact(
-                f"{task} {task.state}: {task.error}; it has no {name!r}" if task.error else f"{task} {task.state}: no {name!r}"
-            )
-        flow, run, step, index = task._place
-        reader = task._find_reader()
-        if name in ("input", "index"):
-            stack = reader.foreach_stack(flow, run, step, index)
-            return (stack[-1][2] if name == "input" else stack[-1][0]) if stack else None
-        entry = reader.visible(flow, run, step, index, name)
-        if entry is None:
-            raise NoArtifact(_unknown(f"{task}", name, reader.visible_names(flow, run, step, index)))
-        return reader.load(entry, f"{task}.{name}")
+        values = vars(self)[_VALUES]
+        if name not in values:
+            values[name] = _load_input(task_of(self), name)
+        return values[name]
 
     def foreach_stack(self) -> list[tuple[int, int, Any]]:
         """(index, number of items, item) of each foreach around the task."""
-        task: TaskResult = self._task
+        task = task_of(self)
         return task._find_reader().foreach_stack(*task._place)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{self._task} is a finished task; {name!r} cannot be set on it. Set it on self.")
+        raise AttributeError(f"{task_of(self)} is a finished task; {name!r} cannot be set on it. Set it on self.")
 
     def __dir__(self) -> list[str]:
+        task = task_of(self)
         with contextlib.suppress(ArtifactError, StoreError):
-            return sorted(self._task._find_reader().visible_names(*self._task._place))
+            return sorted(task._find_reader().visible_names(*task._place))
         return []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FlowInput, (self._task,)
+        task = task_of(self)
+        return _input, (task._place, None if task.ok else (task._state, task._error))
 
     def __eq__(self, other: object) -> bool:
-        return self._task == other._task if isinstance(other, FlowInput) else NotImplemented
+        return task_of(self) == task_of(other) if isinstance(other, FlowInput) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._task)
+        return hash(task_of(self))
 
     def __repr__(self) -> str:
-        return repr(self._task)
+        return repr(task_of(self))
+
+
+_TASK, _VALUES = "(task)", "(values)"  # no attribute can be written so
+
+
+def _input(place: tuple[Any, ...], failure: tuple[str, Json] | None) -> FlowInput:
+    return FlowInput(_task(place, failure))
+
+
+def _load_input(task: TaskResult, name: str) -> Any:
+    if not task.ok:
+        raise NoArtifact(f"{task} {task.state}: {task.error}; it has no {name!r}" if task.error else f"{task} {task.state}: no {name!r}")
+    flow, run, step, index = task._place
+    reader = task._find_reader()
+    if name in ("input", "index"):
+        stack = reader.foreach_stack(flow, run, step, index)
+        return (stack[-1][2] if name == "input" else stack[-1][0]) if stack else None
+    entry = reader.visible(flow, run, step, index, name)
+    if entry is None:
+        raise NoArtifact(_unknown(f"{task}", name, reader.visible_names(flow, run, step, index)))
+    if entry is reader.given(flow, run).get(name):
+        reader.asked_for(name)
+    return reader.load(entry, f"{task}.{name}")
 
 
 def task_of(element: FlowInput) -> TaskResult:
     """The task that an element of a join's `inputs` stands for."""
-    found = vars(element)["_task"]
+    found = vars(element)[_TASK]
     assert isinstance(found, TaskResult)
     return found
 

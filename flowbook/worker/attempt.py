@@ -262,7 +262,7 @@ class Attempt:
                 artifacts, unsaved = self._guarded(task.artifacts)
                 plans = self._guarded(task.plans)
                 self._close_live(artifacts)
-        self._commit(artifacts, unsaved, plans, next=task.next(), undeclared=task.undeclared)
+        self._commit(artifacts, unsaved, plans, next=task.next(), undeclared=task.read_unasked())
 
     # ---- cards and checkpoints ----------------------------------------------------------------------------------------
 

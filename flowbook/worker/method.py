@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,12 +44,15 @@ class Inputs(Sequence[results.FlowInput]):
         return len(self._tasks)
 
     def __getattr__(self, name: str) -> results.FlowInput:
-        if name.startswith("__") or name not in self._branches:
+        if name.startswith("_") or name not in self._branches:
             raise AttributeError(f"inputs has no branch {name!r}; it has {', '.join(self._branches)}")
         found = self._branches[name]
         if len(found) != 1:
             raise AttributeError(f"step {name} has {len(found)} tasks here: take them as inputs[i], or in a loop")
         return found[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Inputs, (self._tasks, self._branches)
 
     def __repr__(self) -> str:
         return f"<inputs: {len(self)} tasks of {', '.join(self._branches)}>"
@@ -105,9 +109,27 @@ class MethodTask:
 
     def preload(self) -> None:
         """An artifact that hides an attribute of the class would not be asked for: it is there from the start."""
-        for name in self.order.get("inputs") or {}:
-            if not is_token(name) and hasattr(type(self.flow), name):
-                vars(self.flow)[name] = self.artifact(name)
+        before = self._before()
+        names = [name for name in _values_of(type(self.flow)) if name not in vars(self.flow)]
+        if before is None or not names:
+            return
+        visible = self.reader.visible_names(self.spec.flow, self.spec.run, *before)
+        given = self.reader.given(self.spec.flow, self.spec.run)
+        for name in names:
+            if name in visible and visible[name] is not given.get(name):
+                self._bind(name, visible[name])
+                self._note(name)
+
+    def _bind(self, name: str, entry: Mapping[str, Json]) -> Any:
+        value = self.reader.load_quietly(entry, name)
+        self.loaded[name] = Bound(entry, value)
+        vars(self.flow)[name] = value
+        return value
+
+    def _note(self, name: str) -> None:
+        """What the method reads although its text does not say so: a later run must not take this result unasked."""
+        if name not in self.step.saves and name not in self.undeclared:  # what is read by its text stands there, too
+            self.undeclared.append(name)
 
     def artifact(self, name: str) -> Any:
         """See flowspec.Task. What is loaded becomes an attribute of the instance."""
@@ -116,24 +138,15 @@ class MethodTask:
             return type(self.flow).__name__ if name == "name" else self.step.name
         if entry is None:
             raise AttributeError(self._missing(name))
-        value = self.reader.load_quietly(entry, name)
-        self.loaded[name] = Bound(entry, value)
-        vars(self.flow)[name] = value
-        return value
+        return self._bind(name, entry)
 
     def _entry(self, name: str) -> Mapping[str, Json] | None:
         if name in self.merged:
             return self.merged[name]
-        if self.step.joins:
-            return None
-        where = (self.order.get("inputs") or {}).get(name)
-        if where is not None:
-            flow, run = self.spec.flow, where["run"]
-            return self.reader.visible(flow, run, where["step"], tuple(where["index"]), name)
-        before = self._before()
+        before = None if self.step.joins else self._before()
         found = self.reader.visible(self.spec.flow, self.spec.run, *before, name) if before else None
-        if found is not None:
-            self.undeclared.append(name)  # its text does not say so; a later run must not take this result unasked
+        if before is not None:
+            self._note(name)  # also where nothing was found: that may change
         return found
 
     def _before(self) -> tuple[str, layout.Index] | None:
@@ -183,6 +196,8 @@ class MethodTask:
                     f"the run has no parameter {attribute!r}: it was started by an older text of the flow. Start a new run."
                 )
             self._parameters[attribute] = self.reader.load_quietly(entry, f"parameter {attribute}")
+            if attribute not in self.step.params:
+                self._note(attribute)
         return self._parameters[attribute]
 
     def foreach_stack(self) -> list[tuple[int, int, Any]]:
@@ -361,6 +376,10 @@ class MethodTask:
             return items
         return _counted(items, name)
 
+    def read_unasked(self) -> list[str]:
+        """Names that were read although the text does not say so, through inputs, too."""
+        return sorted({*self.undeclared, *(self.reader.asked - set(self.step.params) - self.spec.constants.keys())})
+
     def next(self) -> list[str]:
         """The steps that the task hands over to. A body whose error was caught goes on where its text says."""
         if self.handed is not None:
@@ -384,6 +403,7 @@ class MethodTask:
         if not all(isinstance(element, results.FlowInput) for element in elements):
             raise MergeError("merge_artifacts takes the join's inputs: self.merge_artifacts(inputs).")
         visible = [_artifacts_of(self.reader, element) for element in elements]
+        lost = [self.reader.unsaved_names(*results.task_of(element)._place) for element in elements]
         names = list(dict.fromkeys(name for one in visible for name in one if not name.startswith("_")))
         for asked in include or ():
             if not any(asked in one for one in visible):
@@ -395,6 +415,9 @@ class MethodTask:
         merged, resolved, conflicts = {}, {}, []
         for name in wanted:
             entries = [(one[name], element) for one, element in zip(visible, elements, strict=True) if name in one]
+            why = next((one[name] for one in lost if name in one and "deleted" not in one[name]), None)
+            if why is not None:
+                raise MergeError(f"merge_artifacts: {name} of an input could not be saved: {why}. Set self.{name} before, or exclude it.")
             if self._all_same(name, entries):
                 merged[name] = entries[0][0]
             elif (decide := _resolver(resolve, name)) is not None:
@@ -407,6 +430,8 @@ class MethodTask:
                 f"exclude {'them' if len(conflicts) > 1 else 'it'}, or say how: resolve={{{conflicts[0]!r}: max}}."
             )
         self.merged |= merged
+        for name in merged.keys() & _values_of(type(self.flow)):
+            self._bind(name, merged[name])  # an attribute of the class would hide it
         for name, value in resolved.items():
             setattr(self.flow, name, value)
 
@@ -428,6 +453,20 @@ class MethodTask:
             if _address(entry) != _address(first[0]) and not compare.same(getattr(element, name), getattr(first[1], name)):
                 return False
         return True
+
+
+def _values_of(cls: type) -> set[str]:
+    """Attributes of the class that are neither code nor parameters: an artifact may have the same name."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base not in (object, FlowSpec):
+            found |= vars(base)
+    code = (types.FunctionType, property, staticmethod, classmethod)
+    return {
+        n
+        for n, v in found.items()
+        if not (n.startswith("__") and n.endswith("__")) and not isinstance(v, code) and not hasattr(type(v), "__set__")
+    }
 
 
 def _artifacts_of(reader: results.Reader, element: results.FlowInput) -> dict[str, Mapping[str, Json]]:

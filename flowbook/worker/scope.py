@@ -39,11 +39,15 @@ class Recording(results.Reader):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.handed: list[tuple[str, Bound]] = []
+        self.asked: set[str] = set()  # parameters and constants that were read through a task
 
     def load(self, entry: Mapping[str, Json], name: str = "value") -> Any:
         value = super().load(entry, name)
         self.handed.append((name, Bound(entry, value)))
         return value
+
+    def asked_for(self, name: str) -> None:
+        self.asked.add(name)
 
     def load_quietly(self, entry: Mapping[str, Json], name: str) -> Any:
         return super().load(entry, name)
