@@ -39,6 +39,7 @@ from flowbook.engine.launch.local import Exit
 from flowbook.engine.state import RunState
 from flowbook.errors import DefinitionError
 from flowbook.spec.flow import Foreach, Next, Options, Resources, Spec, Step
+from flowbook.store.memory import MemoryStore
 
 REPO = Path(__file__).parent.parent
 
@@ -1011,6 +1012,14 @@ def test_the_engine_names_the_decorators_of_a_class_and_the_options_of_a_cell(re
 
     assert word in told[0] and other not in told[0]
     assert other in told[1] and word not in told[1]
+
+
+@pytest.mark.parametrize(("file", "told"), [("flow.py", "`resume`"), (None, "`%flow resume`")])
+def test_the_engine_spells_the_way_on_as_the_run_was_started(file: str | None, told: str) -> None:
+    run = scheduler.Run(MemoryStore(), "demo", "1", scheduler.Machine())
+    run.state = RunState(Spec("demo", "1", (), program=file))
+
+    assert run._resume == told
 
 
 def test_what_was_taken_over_shows_what_its_maker_printed(shell: Shell) -> None:

@@ -108,6 +108,8 @@ def _retire(place: Place, flow: str) -> None:
     try:
         if garbage.retention_due(place.store, flow, keep):
             garbage.collect(place.store, keep, flow=flow, thorough=False)
+    except KeyboardInterrupt:
+        return  # the run has ended as was told; what is half removed, the next collection removes
     except StoreError as error:
         print(f"old runs of {flow} were not removed: {error}", file=sys.stderr)
 

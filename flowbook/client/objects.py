@@ -339,7 +339,7 @@ class Run(Object):
 
     @property
     def state(self) -> str:
-        """``running`` (until its log has an end), ``succeeded``, ``failed`` or ``stopped``."""
+        """``running`` (until its log has an end, also if its process is gone: then `runs` says ``open``), ``succeeded``, ``failed`` or ``stopped``."""
         return self._record.state.ended or "running"
 
     @property
