@@ -557,10 +557,24 @@ def test_a_miss_says_what_changed(bench: Bench) -> None:
     bench.drive(*steps(1, **{"`alpha`": "1"}))
     bench.drive(*steps(2, **{"`alpha`": "1"}), run="2")
     bench.drive(*steps(2, **{"`alpha`": "2"}), run="3")
+    bench.drive(*steps(2), run="4")
+    bench.drive(*steps(2, **{"`beta`": "2"}), run="5")
+    bench.drive(*steps(2, **{"the working folder": "/x", "`beta`": "2"}), run="6")
 
     assert whys("1") == ["", ""]
     assert whys("2") == ["code changed since run 1", "`x` changed since run 1"]
     assert whys("3") == ["`alpha` changed since run 2"]
+    assert whys("4") == ["it no longer uses `alpha`, as run 3 did"]
+    assert whys("5") == ["it uses `beta`, which run 4 did not"]
+    assert whys("6") == ["run 5 was started in another way, from a file or from a notebook"]
+
+
+def test_a_task_that_an_earlier_run_did_not_finish_says_so(bench: Bench) -> None:
+    bench.drive(step("a", "raise SystemExit(1)"))
+
+    bench.drive(step("a"), run="2")
+
+    assert [e["why"] for e in bench.log("2") if e["e"] == "launched"] == ["run 1 has no result of it"]
 
 
 def test_a_caught_result_and_a_damaged_one_are_made_again(bench: Bench) -> None:

@@ -256,10 +256,11 @@ def test_current_tells_the_task_and_scratch_is_a_folder(project: Project) -> Non
             "train",
             "(scratch / 'big').write_text('x')\nfrom flowbook import current as c\nsame = c is current\nkey = current.idempotency_key\n"
             "told = [c.flow, c.run, c.step, c.index, c.attempt, c.item, c.task, c.tags, c.failures]\nseed = c.seed\nimport pickle\n"
-            "kept = pickle.loads(pickle.dumps(c)) is c\ntry:\n    c.nothing\nexcept AttributeError as error:\n    why = str(error)",
+            "kept = pickle.loads(pickle.dumps(c)) is c\ntry:\n    c.nothing\nexcept AttributeError as error:\n    why = str(error)\n"
+            "try:\n    c.run_idd\nexcept AttributeError as error:\n    meant = str(error)",
             foreach="i, x in pairs",
             scope=("outer", "train"),
-            saves=("same", "key", "told", "seed", "why", "kept"),
+            saves=("same", "key", "told", "seed", "why", "meant", "kept"),
         ),
         tags=("nightly",),
     )
@@ -272,6 +273,7 @@ def test_current_tells_the_task_and_scratch_is_a_folder(project: Project) -> Non
     assert told == [FLOW, RUN, "train", (2, 1), 4, (1, "b"), "train[2,1]", ("nightly",), tuple(failures)]
     assert ran.artifacts["key"]["json"] == "demo/1/train/2.1" and ran.artifacts["same"]["json"] and ran.artifacts["kept"]["json"]
     assert ran.artifacts["why"]["json"].startswith("current has no 'nothing'; it has flow, run, step")
+    assert ran.artifacts["meant"]["json"] == "current has no 'run_idd'; did you mean 'run_id'?"
     assert ran.artifacts["x"]["json"] == "b" and ran.artifacts["i"]["json"] == 1 and ran.commit and ran.commit["item"] == "(1, 'b')"
     seed = int.from_bytes(hashlib.sha256(b"demo\ntrain\nbody\na\nb").digest()[:8], "big") >> 1
     assert project.value(ran.artifacts["seed"]) == seed

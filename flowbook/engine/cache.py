@@ -24,6 +24,7 @@ Json = Any
 
 RUNS = 20  # of the flow, the newest; older ones are not kept for ever either
 MOST_NAMED = 3  # changed things named in one explanation
+ELSEWHERE = "the working folder"  # a part of every key that a notebook makes, and of no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +159,21 @@ def why_missed(step: Step, task: Task, read: Mapping[str, str], before: Before |
     mine, theirs = (step.parts, before.step.parts) if task.part == "body" else ({"": step.plan_key}, {"": before.step.plan_key})
     changed = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
     if "life" in changed:
-        return "it reads nothing that could tell whether it is still true, so it is reused only within a kernel's life"
+        return "its last result is of an earlier kernel, and nothing it reads could tell that it still holds, so it runs once in each kernel"
     if changed and task.part == "plan":
         return f"its expression changed {run}"
     both = [name for name in changed if name in mine and name in theirs]
     if both:
         return f"{_few(both)} changed {run}"
+    if ELSEWHERE in changed:
+        return f"run {before.run} was started in another way, from a file or from a notebook"
     if changed:
-        return f"it {'reads' if changed[0] in mine else 'no longer reads'} {_few(changed)} {run}"
+        if changed[0] in mine:
+            return f"it uses {_few(changed)}, which run {before.run} did not"
+        return f"it no longer uses {_few(changed)}, as run {before.run} did"
     known = before.read.get((task.index, task.part))
     if known is None:
-        return f"not finished in run {before.run}" if not task.index else f"not there in run {before.run}"
+        return f"run {before.run} has no result of it"
     inputs = [name for name in {**known, **read} if known.get(name) != read.get(name)]
     if inputs:
         return f"{', '.join(f'`{name}`' for name in inputs[:MOST_NAMED])} changed {run}"

@@ -149,10 +149,11 @@ class Flow:
             return start(_session(), cls=step, wait=wait, tags=tags, max_parallel=max_parallel, params=params, fresh=fresh)
         return start(_session(), step=step, flow=flow, wait=wait, tags=tags, max_parallel=max_parallel, params=params, fresh=fresh)
 
-    def resume(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False) -> RunHandle:
+    def resume(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False, **params: Any) -> RunHandle:
+        """Run what a failed or stopped run did not finish; `params` get another value than they had."""
         from flowbook.kernel.magics import start_resume
 
-        return start_resume(_session(), None if run is None else str(run), flow, wait)
+        return start_resume(_session(), None if run is None else str(run), flow, wait, params)
 
     def attach(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False) -> RunHandle:
         """Take up a run of an earlier kernel: its display and its names come back."""

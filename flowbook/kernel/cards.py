@@ -40,7 +40,9 @@ def show(session: Session, path: str, *, id: str | None = None, flow: str | None
     index = tuple(map(int, digits)) if digits and step.scope else None
     known = [task for task in _tasks(run, step.name) if index in (None, task.index)]
     if index is not None and not known:
-        raise DefinitionError(Finding(where, f"run {run.id} has no task {task_name(step.name, index)}", f"`%flow card {step.name}`."))
+        raise DefinitionError(
+            Finding(where, f"run {run.id} has no task {task_name(step.name, index)}", f"{run.command(f'card {step.name}')}.")
+        )
     shown = [(task, card) for task in known[:SHOWN] for card in _cards(session, run, task) if id in (None, card["id"])]
     if not shown:
         there = sorted({card["id"] for task in known[:SHOWN] for card in _cards(session, run, task)})
@@ -48,7 +50,7 @@ def show(session: Session, path: str, *, id: str | None = None, flow: str | None
         advice = f"Cards: {', '.join(there)}." if there else "A step keeps one with `--card`, or when its body uses `card`."
         raise DefinitionError(Finding(where, f"{what} of {step.name} in run {run.id}" + ("" if run.view.ended else " yet"), advice))
     left = (
-        f"{len(known) - SHOWN:,} more tasks; one of them: %flow card {run.id}/{step.name}/{known[SHOWN].index[-1]}"
+        f"{len(known) - SHOWN:,} more tasks; one of them: %flow card {run.id}/{step.name}/{layout.task_key(known[SHOWN].index)}{run.option}"
         if len(known) > SHOWN
         else ""
     )

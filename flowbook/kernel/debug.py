@@ -17,8 +17,10 @@ import random
 import re
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbook.engine.events import Task
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from flowbook.kernel.session import Session
 
 _MISSING = object()
+_OURS = str(Path(inspect.getfile(execute)).parents[1]) + os.sep  # the folder of this package
 
 
 def debug(session: Session, run: Run, step: str | None = None, index: tuple[int, ...] | None = None) -> None:
@@ -94,7 +97,7 @@ def choose(run: Run, step: str | None, index: tuple[int, ...] | None) -> Task:
 def _no_failure(run: Run) -> DefinitionError:
     plan = next((t for t, s in run.view.state.tasks.items() if s.state == "failed" and t.part == "plan"), None)
     if plan is None:
-        return _refusal(f"no task of run {run.id} failed", "Name the task: `%flow debug STEP` or `%flow debug STEP[2]`.")
+        return _refusal(f"no task of run {run.id} failed", f"Name the task: {run.command('debug STEP')} or {run.command('debug STEP[2]')}.")
     options = run.spec.step(plan.step).options
     text = options.foreach.expr if options.foreach else options.when
     return _refusal(
@@ -280,6 +283,7 @@ class HereMethod(Here):
             Stand(self.step, self.spec, self._session.store, self._scope, order, self._space, self._task.index, found)
         )
         self._method.preload()
+        self._space["self"] = self._method.flow  # lent like the names of a cell: what the method read and set can be looked at
 
     def told(self) -> str:
         before = [task_name(where["step"], tuple(where["index"])) for name, where in self._inputs.items() if is_token(name)]
@@ -292,14 +296,33 @@ class HereMethod(Here):
         try:
             self._method.run()
         except BaseException as error:
-            inner, code = error.__traceback__, getattr(type(self._method.flow), self.step.name).__code__
-            while inner is not None and inner.tb_frame.f_code is not code:
-                inner = inner.tb_next
-            error.__traceback__ = inner or error.__traceback__
+            code = inspect.unwrap(getattr(type(self._method.flow), self.step.name)).__code__
+            seen: set[BaseException] = set()
+            each: BaseException | None = error
+            while each is not None and each not in seen:
+                seen.add(each)
+                each.__traceback__ = theirs(each.__traceback__, code)
+                each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
             raise
 
     def made(self) -> list[str]:
         return sorted(f"self.{name}" for name in vars(self._method.flow) if name not in self._method.loaded and not name.startswith("_"))
+
+
+def theirs(trace: types.TracebackType | None, first: types.CodeType) -> types.TracebackType | None:
+    """A traceback from the frame of `first` on, without frames of our own in between or at its end; the whole of it if nothing is left."""
+    frames: list[types.TracebackType] = []
+    each = trace
+    while each is not None:
+        if each.tb_frame.f_code is first:
+            frames = []
+        if not each.tb_frame.f_code.co_filename.startswith(_OURS):
+            frames.append(each)
+        each = each.tb_next
+    found: types.TracebackType | None = None
+    for each in reversed(frames):
+        found = types.TracebackType(found, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return found or trace
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from flowbook.spec.amounts import ago_text, memory_text, seconds_text
 from flowbook.spec.flow import task_name
 
 if TYPE_CHECKING:
-    from flowbook.kernel.engine import RunView
     from flowbook.kernel.panel import RunPanel
     from flowbook.kernel.session import Run, Session
     from flowbook.kernel.tally import StepTally
@@ -213,7 +212,7 @@ def outputs(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
             shown.setdefault(step, []).append(index)
     for name in (step.name for step in run.spec.steps if step.name in shown):
         for index in heapq.nsmallest(MAX_SHOWN_TASKS, shown[name]):
-            pieces = _pieces(view, (name, index, "body"))
+            pieces = _pieces(run, (name, index, "body"))
             if pieces:
                 found.append((task_name(name, index), pieces))
         if len(shown[name]) > MAX_SHOWN_TASKS:
@@ -221,8 +220,9 @@ def outputs(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
     return found
 
 
-def _pieces(view: RunView, key: tuple[str, tuple[int, ...], str]) -> list[tuple[str, Any]]:
+def _pieces(run: Run, key: tuple[str, tuple[int, ...], str]) -> list[tuple[str, Any]]:
     """What one task printed and showed, in its order."""
+    view = run.view
     text, size = view.output.get(key, ("", 0))
     pieces: list[tuple[str, Any]] = []
     offset = size - len(text.encode("utf-8", "replace"))  # what was printed before the part that we have
@@ -236,7 +236,8 @@ def _pieces(view: RunView, key: tuple[str, tuple[int, ...], str]) -> list[tuple[
     if at < len(raw):
         pieces.append(("text", raw[at:].decode("utf-8", "replace")))
     if offset > 0:
-        pieces.insert(0, ("text", f"… {offset:,} bytes before this: %flow logs {task_name(*key[:2])}\n"))
+        told = run.command(f"logs {task_name(*key[:2])}").strip("`")
+        pieces.insert(0, ("text", f"… {offset:,} bytes before this: {told}\n"))
     pieces = [(kind, clean_text(p) if kind == "text" else p) for kind, p in pieces]
     return [p for p in pieces if p[0] != "text" or p[1].strip()]
 
@@ -244,7 +245,7 @@ def _pieces(view: RunView, key: tuple[str, tuple[int, ...], str]) -> list[tuple[
 def outputs_text(run: Run) -> str:
     lines = []
     for name, pieces in outputs(run):
-        lines.append(f"── {name}" if pieces else f"── more tasks of {name}: %flow logs {name}")
+        lines.append(f"── {name}" if pieces else f"── more tasks of {name}: %flow logs {name}{run.option}")
         for kind, piece in pieces:
             lines.append(_short(piece if kind == "text" else _plain(piece)).rstrip("\n"))
     return "\n".join(lines)
@@ -259,7 +260,7 @@ def outputs_html(run: Run) -> str:
     blocks = []
     for name, pieces in found:
         if not pieces:
-            blocks.append(f'<div class="fb-dim">… more tasks of {html.escape(name)}: %flow logs {html.escape(name)}</div>')
+            blocks.append(f'<div class="fb-dim">… more tasks of {html.escape(name)}: %flow logs {html.escape(name + run.option)}</div>')
             continue
         step = name.partition("[")[0]
         shown[step] = shown.get(step, 0) + 1
@@ -428,7 +429,9 @@ def advice(run: Run, step: str) -> str:
     ]
     if idle:
         parts.append(f"Not run: {', '.join(idle)}.")
-    parts.append(f"Correct the cell and run it, then `%flow resume` runs only what is missing. All output: `%flow logs {step}`.")
+    parts.append(
+        f"Correct the cell and run it, then {run.command('resume')} runs only what is missing. All output: {run.command(f'logs {step}')}."
+    )
     return " ".join(parts)
 
 

@@ -290,10 +290,12 @@ def _size(session: Session) -> Iterator[Found]:
     count = sum(map(len, runs.values()))
     have = f"{counted(count, 'run')} of {counted(len(flows), 'flow')} take {size_text(of_runs)}"
     yield Found("ok", f"{have}, {counted(len(blobs), 'blob')} {size_text(sum(blobs))}")
-    many = [flow for flow in flows if garbage.retention_due(store, flow, keep)]
+    due = [flow for flow in flows if garbage.retention_due(store, flow, keep)]
+    old = {flow: len(garbage.collect(store, keep, flow, dry_run=True, thorough=False).removed) for flow in due}
+    many = [flow for flow in due if old[flow]]
     if many:
-        word = ", ".join(many[:5]) + (", …" if len(many) > 5 else "")
-        yield Found("warn", f"more than {keep} runs have gathered: {word}", "`%flow gc --all-flows` removes the older ones.")
+        word = ", ".join(f"{old[flow]} of {flow}" for flow in many[:5]) + (", …" if len(many) > 5 else "")
+        yield Found("warn", f"old runs have gathered, beyond the last {keep}: {word}", "`%flow gc --all-flows` removes them.")
 
 
 # ---- the engine -----------------------------------------------------------------------------------------------------------

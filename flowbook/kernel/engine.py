@@ -160,8 +160,14 @@ def ping(path: str, timeout_s: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
 class Engine:
     """The engine of this kernel, and those of others whose runs it follows. Every method may be called from any thread."""
 
-    def __init__(self, store: Store, environ: dict[str, str] | None = None, notebook: str = "") -> None:
-        self._store, self._environ, self._notebook = store, environ, notebook
+    def __init__(
+        self,
+        store: Store,
+        environ: dict[str, str] | None = None,
+        notebook: str = "",
+        option: Callable[[str], str] = lambda flow: "",
+    ) -> None:
+        self._store, self._environ, self._notebook, self.option = store, environ, notebook, option
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._own: Link | None = None
@@ -404,16 +410,16 @@ class Engine:
     def _lost(self, view: RunView) -> None:
         with self.changed:
             view.ended = "lost"
-            view.trouble = gone(view.spec.run)
+            view.trouble = gone(view.spec.run, self.option(view.spec.flow))
             view.version += 1
             self.changed.notify_all()
         for listener in list(self.listeners):
             listener(view)
 
 
-def gone(run: str) -> str:
-    """What is said of an open run without an engine."""
-    return f"the engine process of run {run} is gone; what was committed is kept: `%flow attach {run}` goes on with it"
+def gone(run: str, option: str = "") -> str:
+    """What is said of an open run without an engine. `option`: what tells its flow to a command, see Session.option."""
+    return f"the engine process of run {run} is gone; what was committed is kept: `%flow attach {run}{option}` goes on with it"
 
 
 def environment() -> dict[str, str]:

@@ -81,6 +81,7 @@ def export(session: Session, path: str, *, flow: str | None = None, class_name: 
         raise DefinitionError(Finding("%flow export", f"{file.name} would hide Python's own module {file.stem}", "Use another name."))
     if class_name is not None and not class_name.isidentifier():
         raise DefinitionError(Finding("%flow export", f"{class_name!r} is not a class's name", "Use letters, digits and _."))
+    refuse_class(session, flow)
     defined = session.existing(flow)
     notebook, notes = gather(session, defined)
     text = exports.export(notebook, class_name)
@@ -91,6 +92,15 @@ def export(session: Session, path: str, *, flow: str | None = None, class_name: 
         return [f"{path} is what the notebook exports", *notes]
     write(file, text)
     return [f"{path}: class {name}, {len(notebook.cells)} steps. Run it: python {path} run", *notes]
+
+
+def refuse_class(session: Session, flow: str | None) -> None:
+    """Raises DefinitionError if the flow is a class, or a class is all that there is."""
+    classes = session.classes()
+    name = flow if flow is not None else classes[0] if classes and not session.of_cells().steps else None
+    if name in classes and not session.of_cells(name).steps:
+        remedy = "Put its cell in a file, with the cells that it uses: `%%writefile FILE.py` writes a cell there."
+        raise DefinitionError(Finding("%flow export", f"{name} is already a class", remedy))
 
 
 def compare(file: Path, text: str) -> None:
@@ -471,18 +481,28 @@ def _read_notebook(path: Path) -> list[dict[str, Any]]:
         raise FlowbookError(f"{path} cannot be read as a notebook: {error}") from None
 
 
-_COMMAND = re.compile(r"^(?:\w+\s*=\s*)?%flow\b\s*(\w*).*$", re.MULTILINE)
+_COMMAND = re.compile(r"^([ \t]*)(?:\w+\s*=\s*)?%flow\b\s*(\w*).*$", re.MULTILINE)
+_RUNS = ("run", "resume", "attach", "wait", "at", "debug")
 _RUN_OPTION = re.compile(r"^((?:%%flowstep|#\|).*?)\s--run(?=\s|$)", re.MULTILINE)
 _AUTORUN = re.compile(r"^%config\s+FlowMagics\.autorun\b.*$", re.MULTILINE)
-_CALL = re.compile(r"\bflow\s*\.\s*(?:run|resume|attach|wait|at|debug|stop|status|logs|load)\s*\(")
+_CALL = re.compile(r"\bflow\s*\.\s*(?:run|resume|attach|wait|at|debug|stop|status|logs|load)\s*\(|\bflow\s*\[")
+_RUN_INSIDE = re.compile(rf"(?:^[ \t]+.*|\S.*)%flow\s+(?:{'|'.join(_RUNS)})\b|run_line_magic\(\s*['\"]flow['\"]", re.MULTILINE)
+_DEFINES = re.compile(r"\s*(?:%%flow(?:step|params|setup)\b|#\|\s*flow(?:step|params|setup)\b)")
 
 
 def definition(source: str) -> str | None:
-    """What of a cell defines something: without lines that run or show the flow; None if the cell is all about that."""
-    if _CALL.search(source):
+    """What of a cell defines something: without lines that show the flow, and only what stands above the line that runs it.
+
+    None if the cell is all about running the flow, or runs it inside a statement: what stands below reads results.
+    """
+    if _DEFINES.match(source):
+        return _RUN_OPTION.sub(lambda found: found[1], source)
+    runs = next((found for found in _COMMAND.finditer(source) if found[2] in _RUNS), None)
+    kept = source if runs is None or runs[1] else source[: runs.start()]
+    if _CALL.search(source) or _RUN_INSIDE.search(re.sub(r"^\w+\s*=\s*%", "%", kept, flags=re.MULTILINE)):
         return None
-    kept = _COMMAND.sub(lambda found: found[0] if found[1] in ("defaults", "drop") else "", source)
-    kept = _AUTORUN.sub("", _RUN_OPTION.sub(lambda found: found[1], kept))
+    kept = _COMMAND.sub(lambda found: found[0] if found[2] in ("defaults", "drop") else found[1] and f"{found[1]}pass", kept)
+    kept = _AUTORUN.sub("", kept)
     return kept if kept.strip() else None
 
 
@@ -496,32 +516,51 @@ def _in_shell(order: Mapping[str, Any]) -> list[str]:
     shell = InteractiveShell.instance()
     kernel.load(shell)
     session = current_session()
-    notes = []
     try:
-        for number, cell in enumerate(_read_notebook(Path(order["notebook"])), 1):
-            source = definition(cell["source"])
-            if source is not None and (note := _run_cell(shell, number, source, cell["id"])):
-                notes.append(note)
+        notes = _run_cells(shell, _read_notebook(Path(order["notebook"])))
         try:
             told = export(session, order["out"], flow=order["flow"], class_name=order["class_name"], check=order["check"])
         except DefinitionError as error:
             raise FlowbookError("\n".join([str(error), *notes])) from None
-        return told
+        return [*told, *notes]
     finally:
         session.close()
 
 
+def _run_cells(shell: Any, cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Run what defines something; gives which cells were left out, and why."""
+    running, notes = [], []
+    for number, cell in enumerate(cells, 1):
+        source = definition(cell["source"])
+        if source is None or source.strip() != cell["source"].strip():
+            runs = any(found[2] in _RUNS for found in _COMMAND.finditer(cell["source"])) or _CALL.search(cell["source"])
+            running += [str(number)] * bool(runs and not _DEFINES.match(cell["source"]))
+        if source is not None and (note := _run_cell(shell, number, source, cell["id"])):
+            notes.append(note)
+    if running:
+        many = len(running) > 1
+        what = f"code cell{'s' * many} {', '.join(running)} {'run' if many else 'runs'} the flow: left out from there on"
+        notes.insert(0, what)
+    return notes
+
+
 def _run_cell(shell: Any, number: int, source: str, cell_id: str | None) -> str:
-    """Run a cell. Gives a note if it was left out, because it uses results; raises FlowbookError if it fails."""
+    """Run a cell. Gives a note if it was left out, because it uses results; raises FlowbookError if it fails.
+
+    A plain cell that reads a name which is not there uses a result, or what a cell made that was left out: no step can need what it
+    makes, or the export says that this is missing.
+    """
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         ran = shell.run_cell(source, store_history=True, cell_id=cell_id)
     error = ran.error_before_exec or ran.error_in_exec
+    if error is None:
+        return ""
     if isinstance(error, ArtifactNotLoaded):
         return f"code cell {number} was left out: it uses results of the flow"
-    if error is not None:
-        raise FlowbookError(f"code cell {number} of the notebook failed: {type(error).__name__}: {error}")
-    return ""
+    if isinstance(error, NameError) and not _DEFINES.match(source):
+        return f"code cell {number} was left out: {error}"
+    raise FlowbookError(f"code cell {number} of the notebook failed: {type(error).__name__}: {error}")
 
 
 def main() -> None:

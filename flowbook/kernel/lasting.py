@@ -47,7 +47,9 @@ def lasting_html(store: Store, run: Run, states: Mapping[str, str]) -> str:
         opened = " open" if len(blocks) < OPEN else ""
         blocks.append(f"<details{opened}><summary>card of {html.escape(name)}</summary>{page}</details>")
     if left_out:
-        blocks.append(f'<div class="fb-dim">{left_out} more cards: <code>%flow card {html.escape(run.id)}/STEP</code></div>')
+        blocks.append(
+            f'<div class="fb-dim">{left_out} more cards: <code>%flow card {html.escape(run.id)}/STEP{html.escape(run.option)}</code></div>'
+        )
     return drawn + (drawing.STYLE + "".join(blocks) if blocks else "")
 
 

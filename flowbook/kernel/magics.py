@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import html
+import itertools
 import json
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
@@ -27,7 +29,7 @@ from flowbook.kernel.api import flow as flow_object
 from flowbook.kernel.display import Painter, clean_text, headline, largest, status_html, status_text
 from flowbook.kernel.names import Scan, interruptible
 from flowbook.kernel.runs import LISTED
-from flowbook.kernel.session import CommandLine, Run, Session
+from flowbook.kernel.session import CommandLine, Run, Session, must_have, nearest
 from flowbook.spec import graph, options
 from flowbook.spec.amounts import size_text
 from flowbook.spec.flow import task_name
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from flowbook.spec.flowspec import FlowSpec
 
 TASK = re.compile(r"([A-Za-z_]\w*)(?:\[(\d+(?:,\s*\d+)*)\])?\Z")
+
+
+OTHERS_CALL = {"--max-workers": "--max-parallel"}  # an option by Metaflow's name → ours
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,24 @@ class _Parser(argparse.ArgumentParser):
     def parse(self, line: str) -> argparse.Namespace:
         known, rest = self.parse_known_args(_split(line, self.prog))
         if rest:
-            names = [o for action in self._actions for o in action.option_strings]
-            near = difflib.get_close_matches(rest[0].split("=")[0], names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            what, names = rest[0].partition("=")[0], [o for action in self._actions for o in action.option_strings]
+            if what == "--with":
+                raise DefinitionError(Finding(self.prog, "--with is not here yet", "Write the decorator above the step, or its option."))
+            near = OTHERS_CALL.get(what, "") if OTHERS_CALL.get(what) in names else nearest(what, names)
+            hint = f"; did you mean {near}?" if near else ""
             raise DefinitionError(Finding(self.prog, f"unknown option {rest[0]!r}{hint}", f"Usage: {COMMANDS[self.command].usage}"))
         return known
+
+    def add_parameters(self, names: Iterable[str]) -> None:
+        """An option for each parameter, `--max_depth` also as `--max-depth`; see `parameters`."""
+        for name in names:
+            spelled = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
+            self.add_argument(*spelled, dest=f"param {name}", metavar="VALUE")
+
+    def parameters(self, given: argparse.Namespace) -> dict[str, str]:
+        """What was typed for the parameters, as text."""
+        found = {dest.removeprefix("param "): text for dest, text in vars(given).items() if dest.startswith("param ")}
+        return {name: text for name, text in found.items() if text is not None}
 
 
 def _split(line: str, where: str) -> list[str]:
@@ -100,8 +118,8 @@ def start(
     return _started(session, run, notes, wait)
 
 
-def start_resume(session: Session, run_id: str | None, flow: str | None, wait: bool) -> RunHandle:
-    run, notes = session.resume(run_id, flow)
+def start_resume(session: Session, run_id: str | None, flow: str | None, wait: bool, params: Mapping[str, Any] | None = None) -> RunHandle:
+    run, notes = session.resume(run_id, flow, params)
     return _started(session, run, notes, wait)
 
 
@@ -121,11 +139,11 @@ def show_at(session: Session, run_id: str | None, flow: str | None) -> RunHandle
     run, notes = session.runs.at(run_id, flow)
     for note in notes:
         print(note, file=sys.stderr)
-    if any(step.method for step in run.spec.steps):
+    if run.of_class:
         print(f"run {run.id} of the class {run.spec.flow}: read it as flow['{run.id}'], or with flowbook.client; a class binds no names")
         return RunHandle(session, run)
     made = sorted({n for s in run.spec.steps if not s.scope for n in s.saves} | {s.name for s in run.spec.steps})
-    until = "" if session.flow(flow).at is None else "; `%flow at` alone goes back to the newest run"
+    until = "" if session.flow(flow).at is None else f"; {run.command('at')} alone goes back to the newest run"
     print(f"names of run {run.id} ({run.view.ended or 'running'}): {', '.join(made)}{until}")
     return RunHandle(session, run)
 
@@ -172,7 +190,9 @@ def _wait_painting(session: Session, run: Run, painter: Painter | None = None) -
     except KeyboardInterrupt:
         if isinstance(painter, CellPainter):
             painter.raises = False
-        raise FlowbookError(f"the wait was interrupted; run {run.id} goes on (`%flow wait` waits again, `%flow stop` ends it)") from None
+        raise FlowbookError(
+            f"the wait was interrupted; run {run.id} goes on ({run.command('wait')} waits again, {run.command('stop')} ends it)"
+        ) from None
     finally:
         if painter is not None:
             painter.paint()
@@ -183,22 +203,13 @@ def _wait_painting(session: Session, run: Run, painter: Painter | None = None) -
 
 def _run(session: Session, line: str) -> RunHandle:
     words = _split(line, "%flow run")
-    cls = session.flow_class(words[0] if words else None)
-    if cls is not None:
+    if (cls := _class_of(session, words)) is not None:
         return _run_class(session, cls, line)
-    flow_names = [w for i, w in enumerate(words) if i and words[i - 1] == "--flow"]
-    defined = session.existing(flow_names[0] if flow_names else None)
-    parser = _Parser("run")
-    parser.add_argument("step", nargs="?")
-    parser.add_argument("--wait", action="store_true")
-    parser.add_argument("--fresh", action="store_true")
-    parser.add_argument("--tag", action="append", default=[])
-    parser.add_argument("--max-parallel", type=_positive)
-    parser.add_argument("--flow")
-    for name in defined.params:
-        parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), dest=f"param {name}", metavar="VALUE")
+    _refuse_what_is_no_step(session, words)
+    defined = session.existing(_flow_option(words))
+    parser = _run_parser("step")
+    parser.add_parameters(defined.params)
     given = parser.parse(line)
-    params = {n: CommandLine(v) for n in defined.params if (v := getattr(given, f"param {n}")) is not None}
     return start(
         session,
         step=given.step,
@@ -206,26 +217,51 @@ def _run(session: Session, line: str) -> RunHandle:
         wait=given.wait,
         tags=given.tag,
         max_parallel=given.max_parallel,
-        params=params,
+        params={name: CommandLine(text) for name, text in parser.parameters(given).items()},
         fresh=given.fresh,
     )
 
 
 def _run_class(session: Session, cls: type[FlowSpec], line: str) -> RunHandle:
-    from flowbook.spec import parameters
+    parser = _run_parser("cls")
+    parser.add_parameters(_names_of(cls))
+    given = parser.parse(line)
+    params = parser.parameters(given)
+    return start(session, cls=cls, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params, fresh=given.fresh)
 
+
+def _run_parser(what: str) -> _Parser:
     parser = _Parser("run")
-    parser.add_argument("cls")
+    parser.add_argument(what, nargs="?")
     parser.add_argument("--wait", action="store_true")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("--max-parallel", type=_positive)
-    names = [parameter.name for parameter in parameters.parameters_of(cls).values()]
-    for name in names:
-        parser.add_argument(f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else []), dest=f"param {name}", metavar="VALUE")
-    given = parser.parse(line)
-    params = {name: text for name in names if (text := getattr(given, f"param {name}")) is not None}
-    return start(session, cls=cls, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params, fresh=given.fresh)
+    parser.add_argument("--flow")
+    return parser
+
+
+def _flow_option(words: Sequence[str]) -> str | None:
+    """The value of --flow, before the options of the flow's parameters are known."""
+    separate = [after for word, after in itertools.pairwise(words) if word == "--flow"]
+    joined = [word.partition("=")[2] for word in words if word.startswith("--flow=")]
+    return next(iter(separate + joined), None)
+
+
+def _class_of(session: Session, words: Sequence[str]) -> type[FlowSpec] | None:
+    """The class that `%flow run` names: its first word, the first behind options without a value, or the value of --flow."""
+    first = next((word for word in words if word not in ("--wait", "--fresh")), None)
+    return session.flow_class(first) or session.flow_class(_flow_option(words))
+
+
+def _refuse_what_is_no_step(session: Session, words: Sequence[str]) -> None:
+    """A file, or a word where there is no step at all. Raises DefinitionError."""
+    word = next((word for word in words if word not in ("--wait", "--fresh")), "-")
+    if word.endswith(".py"):
+        remedy = f"`!flowbook run {word}`, or import its class: `from {Path(word).stem} import …`, then `%flow run CLASS`."
+        raise DefinitionError(Finding("%flow run", f"{word} is a file, not a step or a class", remedy))
+    if not word.startswith("-") and not session.of_cells(_flow_option(words)).steps:
+        raise DefinitionError(Finding("%flow run", f"{word!r} is no step or class of this notebook", session.flows_here(word)))
 
 
 def _positive(text: str) -> int:
@@ -239,8 +275,19 @@ def _resume(session: Session, line: str) -> RunHandle:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--flow")
     parser.add_argument("--wait", action="store_true")
+    flow = session.flow(_flow_option(_split(line, "%flow resume")))
+    cls = session.flow_class(flow.name)
+    parser.add_parameters(_names_of(cls) if cls is not None else flow.params)
     given = parser.parse(line)
-    return start_resume(session, given.run, given.flow, given.wait)
+    typed = parser.parameters(given)
+    params = typed if cls is not None else {name: CommandLine(text) for name, text in typed.items()}
+    return start_resume(session, given.run, given.flow, given.wait, params)
+
+
+def _names_of(cls: type[FlowSpec]) -> list[str]:
+    from flowbook.spec import parameters
+
+    return [parameter.name for parameter in parameters.parameters_of(cls).values()]
 
 
 def _attach(session: Session, line: str) -> RunHandle:
@@ -320,10 +367,8 @@ def _logs(session: Session, line: str) -> None:
     given = parser.parse(line)
     run = session.runs.find(given.run, given.flow)
     step, index = parse_task(given.task, "logs") if given.task else (None, None)
-    if step is not None and step not in {s.name for s in run.spec.steps}:
-        raise DefinitionError(
-            Finding("%flow logs", f"run {run.id} has no step {step!r}", f"Steps: {', '.join(s.name for s in run.spec.steps)}.")
-        )
+    if step is not None:
+        must_have(run, step, "%flow logs")
     printed: dict[str, int] = {}
     try:
         with interruptible():
@@ -640,15 +685,17 @@ def _report(session: Session, line: str) -> None:
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
-        "%flow run [STEP] [--fresh] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
-        "run the flow, or STEP and what it needs",
+        "%flow run [STEP | CLASS] [--fresh] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
+        "run the flow, STEP and what it needs, or a class",
         _run,
     ),
     "wait": Command("%flow wait [RUN] [--flow F]", "wait for a run to end", _wait),
     "status": Command("%flow status [RUN] [--flow F]", "how a run stands", _status),
     "logs": Command("%flow logs [STEP | STEP[i]] [-f] [--run RUN] [--flow F]", "what steps printed; -f follows", _logs),
     "stop": Command("%flow stop [STEP | STEP[i]] [--run RUN] [--flow F]", "stop a run, a step or one task", _stop),
-    "resume": Command("%flow resume [RUN] [--wait] [--flow F]", "run what a failed or stopped run did not finish", _resume),
+    "resume": Command(
+        "%flow resume [RUN] [--wait] [--flow F] [--PARAM VALUE …]", "run what a failed or stopped run did not finish", _resume
+    ),
     "attach": Command("%flow attach [RUN] [--wait] [--flow F]", "take up a run after a restart: its display and names", _attach),
     "debug": Command("%flow debug [STEP | STEP[i]] [--run RUN] [--flow F]", "run a task again in this kernel, for `%debug`", _debug),
     "at": Command("%flow at [RUN] [--flow F]", "let the names be those of an earlier run; alone: of the newest", _at),
@@ -762,7 +809,8 @@ def complete(session: Session, text_before: str) -> list[str]:
             found = list(re.findall(r"--[a-z-]+|(?<=\[)-[fo]", usage))
             found += steps if "STEP" in usage else []
             found += session.runs.ids(session.flow().name)[-LISTED:] if "RUN" in usage else []
-            found += [f"--{p}" for f in session.flows.values() for p in f.params] if before[1] == "run" else []
+            found += [f"--{p}" for f in session.flows.values() for p in f.params] if before[1] in ("run", "resume") else []
+            found += session.classes() if before[1] == "run" else []
     elif before[:1] in (["%%flowstep"], ["#|"]):
         after = before[-1] if before else ""
         found = steps if after in ("--join", "--after") else [f"--{o.name.lstrip('-')}" for o in options.OPTIONS]

@@ -267,7 +267,7 @@ def shown(flow: FlowDef) -> list[Run]:
 
 def not_run(flow: FlowDef) -> str:
     if flow.at is not None:
-        return f"is not in run {flow.at.id}; `%flow at` goes back to the newest run"
+        return f"is not in run {flow.at.id}; {flow.at.command('at')} goes back to the newest run"
     return "was not run yet: `%flow run` first"
 
 
@@ -530,7 +530,7 @@ class Names:
             if state == "lost":
                 raise NotReady(f"`{name}` was not made: {run.view.trouble}")
             raise NotReady(
-                f"`{name}` was not made: run {run.id} {'was stopped' if state == 'stopped' else 'ended: ' + str(run.view.trouble)}; `%flow resume` runs what is missing"
+                f"`{name}` was not made: run {run.id} {'was stopped' if state == 'stopped' else 'ended: ' + str(run.view.trouble)}; {run.command('resume')} runs what is missing"
             )
         return self._load_ready(name, run, step, huge)
 
@@ -539,7 +539,7 @@ class Names:
         entry = commit["artifacts"][name]
         self._guard(name, entry, huge)
         if self.stale(run, step):
-            print(f"`{name}` is stale: step {step} was changed since run {run.id}; `%flow run` makes it anew", file=sys.stderr)
+            print(f"`{name}` is stale: step {step} was changed since run {run.id}; {run.command('run')} makes it anew", file=sys.stderr)
         if name in commit.get("changed", ()):
             print(f"`{name}`: see the warnings of run {run.id}", file=sys.stderr)
         notes: list[str] = []
@@ -568,7 +568,7 @@ class Names:
             try:
                 self._session.wait(run, until=None if ended else lambda: self.where(name)[2] != "pending")
             except KeyboardInterrupt:
-                raise Interrupted(f"the wait for `{name}` was interrupted; run {run.id} goes on (`%flow stop` ends it)") from None
+                raise Interrupted(f"the wait for `{name}` was interrupted; run {run.id} goes on ({run.command('stop')} ends it)") from None
 
 
 class Scan(ast.NodeTransformer):

@@ -41,10 +41,20 @@ class Run:
     spec: Spec
     view: RunView
     params: dict[str, Any] = field(default_factory=dict)
+    option: str = ""  # `` --flow NAME`` where a command means another flow without it: see Session.option
 
     @property
     def id(self) -> str:
         return self.spec.run
+
+    @property
+    def of_class(self) -> bool:
+        """Whether it is a run of a FlowSpec class."""
+        return any(step.method for step in self.spec.steps)
+
+    def command(self, words: str) -> str:
+        """A command of `%flow` as a hint: it means this run's flow, whichever is the default."""
+        return f"`%flow {words}{self.option}`"
 
 
 class Runs:
@@ -86,7 +96,7 @@ class Runs:
             return str(end["state"])
         if (flow, run_id) in driven:
             return "running"
-        return f"open (its engine is gone; `%flow attach {run_id}` goes on with it)"
+        return f"open (its engine is gone; `%flow attach {run_id}{self._session.option(flow)}` goes on with it)"
 
     # ---- taking one up ----------------------------------------------------------------------------------------------
 
@@ -99,7 +109,7 @@ class Runs:
         if run_id not in ids:
             raise DefinitionError(Finding("", f"there is no run {run_id} of {flow}", f"Runs of {flow}: {_listed(ids)}."))
         spec = flows.from_json(Spec, self.read_spec(flow, run_id))
-        run = self._opened[flow, run_id] = Run(spec, self._view(spec))
+        run = self._opened[flow, run_id] = Run(spec, self._view(spec), option=self._session.option(flow))
         run.params = {name: self._session.load_entry(entry, run) for name, entry in spec.params.items()}
         return run
 
@@ -115,10 +125,10 @@ class Runs:
         path = driven.get((spec.flow, spec.run))
         try:
             if path is None:
-                raise EngineError(gone(spec.run))
+                raise EngineError(gone(spec.run, self._session.option(spec.flow)))
             self._session.engine.follow(view, path)
         except EngineError:
-            view.ended, view.trouble = "lost", gone(spec.run)
+            view.ended, view.trouble = "lost", gone(spec.run, self._session.option(spec.flow))
         return view
 
     def find(self, run_id: str | int | None = None, flow: str | None = None) -> Run:
@@ -132,7 +142,9 @@ class Runs:
         if wanted is None:
             ids = self.ids(defined.name)
             if not ids:
-                raise DefinitionError(Finding("", f"nothing was run yet of {defined.name}", "`%flow run` starts a run."))
+                raise DefinitionError(
+                    Finding("", f"nothing was run yet of {defined.name}", f"`%flow run{self._session.starts(defined)}` starts a run.")
+                )
             wanted = ids[-1]
         return self.open(defined.name, wanted)
 
@@ -165,7 +177,7 @@ class Runs:
         return run, self._show(defined, run, None if run is defined.last else run)
 
     def _show(self, flow: FlowDef, run: Run, at: Run | None) -> list[str]:
-        if any(step.method for step in run.spec.steps):
+        if run.of_class:
             return []  # a class binds no names of the notebook
         flow.at = at
         flow.past = {step.name: step for step in run.spec.steps}
@@ -209,14 +221,14 @@ class Runs:
         spec, notebook = self.read_spec(flow, ids[-1]), str(notebook_path(self._session.shell) or "")
         if spec.get("notebook", "") != notebook:
             return None  # of another notebook of that name
-        end, name = self.end_of(flow, ids[-1]), f"run {ids[-1]} of {flow}"
+        end, name, option = self.end_of(flow, ids[-1]), f"run {ids[-1]} of {flow}", self._session.option(flow)
         if end is not None:
             how, ago = _WORDS.get(end["state"], end["state"]), time.time() - end["at"]
-            return f"{name} {how} {ago_text(ago)}: `%flow attach` brings back its names" if ended and ago < NEWS_S else None
+            return f"{name} {how} {ago_text(ago)}: `%flow attach{option}` brings back its names" if ended and ago < NEWS_S else None
         counted = self._counted(flow, ids[-1], spec)
         if (flow, ids[-1]) in self._session.engine.driven(NEWS_TIMEOUT_S):
-            return f"{name} is running{counted}: `%flow attach` brings back its display and names"
-        return f"{name} is open{counted}, but its engine is gone: `%flow attach` goes on with it"
+            return f"{name} is running{counted}: `%flow attach{option}` brings back its display and names"
+        return f"{name} is open{counted}, but its engine is gone: `%flow attach{option}` goes on with it"
 
     def _counted(self, flow: str, run_id: str, spec: Mapping[str, Any]) -> str:
         store = self._session.store

@@ -129,7 +129,7 @@ class Session:
         self.flows: dict[str, FlowDef] = {}
         self.root = Path(self.settings.store) / self.settings.project
         self.store: Store = open_store({"kind": "files", "root": str(self.root), "durable": self.settings.durable})
-        self.engine = Engine(self.store, self._engine_environment(), str(path or ""))
+        self.engine = Engine(self.store, self._engine_environment(), str(path or ""), self.option)
         self.runs = Runs(self)
         self.names = Names(self)
         self.reader_resolve: dict[str, Any] = {}
@@ -141,9 +141,9 @@ class Session:
     # ---- definition -------------------------------------------------------------------------------------------------
 
     def flow(self, name: str | None = None) -> FlowDef:
-        """The flow of that name, else the notebook's own, else the only one there is."""
+        """The flow of that name, else the only one there is, else the notebook's own."""
         if name is None:
-            name = self.settings.flow or flow_name(self.shell)
+            name = self.own
             used = [f for f in self.flows.values() if f.steps or f.runs]
             if len(used) == 1:
                 return used[0]
@@ -151,19 +151,50 @@ class Session:
             raise DefinitionError(Finding("--flow", f"{name!r} is not a flow's name", "Use letters, digits, _ . - (at most 100)."))
         return self.flows.setdefault(name, FlowDef(name))
 
+    @property
+    def own(self) -> str:
+        """The name of the notebook's own flow."""
+        return self.settings.flow or flow_name(self.shell)
+
+    def of_cells(self, name: str | None = None) -> FlowDef:
+        """Like `flow`, for cells that define something: a flow of which only a class was run is not theirs, unless it is named."""
+        if name is None:
+            used = [f for f in self.flows.values() if f.steps or any(not run.of_class for run in f.runs)]
+            name = used[0].name if len(used) == 1 else self.own
+        return self.flow(name)
+
+    def option(self, flow: str) -> str:
+        """What a hint appends to a command so that it means that flow: `` --flow NAME``, or "" for the notebook's own."""
+        return "" if flow == self.own == self.flow(None).name else f" --flow {flow}"
+
+    def starts(self, flow: FlowDef) -> str:
+        """What a hint appends to `%flow run` so that it starts that flow."""
+        return f" {flow.name}" if self.flow_class(flow.name) is not None else self.option(flow.name)
+
     def existing(self, name: str | None) -> FlowDef:
-        """Like `flow`, but it must have a step."""
-        found = self.flow(name) if name is None or name in self.flows else None
+        """Like `of_cells`, but it must have a step."""
+        found = self.of_cells(name) if name is None or name in self.flows else None
         if found is None or not found.steps:
-            named = [f.name for f in self.flows.values() if f.steps]
             raise DefinitionError(
-                Finding(
-                    "",
-                    f"no flow {name!r} in this notebook" if name else "no step is defined yet",
-                    f"Flows here: {', '.join(named)}." if named else "A cell that begins with `%%flowstep NAME` defines one.",
-                )
+                Finding("", f"no flow {name!r} in this notebook" if name else "no step is defined yet", self.flows_here(name))
             )
         return found
+
+    def flows_here(self, meant: str | None = None) -> str:
+        """Which flows this notebook has, and how each is run; the one whose name is nearest to `meant` comes first."""
+        classes = self.classes()
+        named = [f.name for f in self.flows.values() if f.steps]
+        near = nearest(meant, [*classes, *named])
+        told = [f"{name} (a class): `%flow run {name}`" for name in classes]
+        told += [f"{name}: `%flow run{self.option(name)}`" for name in named if name not in classes]
+        here = f"Flows here: {'; '.join(told)}." if told else "A cell that begins with `%%flowstep NAME` defines one."
+        return f"Did you mean {near}? {here}" if near else here
+
+    def classes(self) -> list[str]:
+        """The names of the FlowSpec classes of this notebook that have steps."""
+        space = self.shell.user_ns
+        found = [(name, self.flow_class(name)) for name in space if not name.startswith("_") and isinstance(space[name], type)]
+        return [name for name, cls in found if cls is not None and _has_steps(cls)]
 
     def define_step(self, line: str, cell: str) -> list[str]:
         """Define or redefine the step of the cell that runs now. Returns what to print, one line each."""
@@ -172,7 +203,7 @@ class Session:
         source, option_lines = split_cell(ran.source, cell)
         refuse_late_options(source, ran.label)
         name, given = options.parse_step_line(line, option_lines, label=ran.label)
-        flow = self.flow(given.get("flow"))
+        flow = self.of_cells(given.get("flow"))
         effective = options.make_options(options.merge(flow.defaults, given), label=ran.label)
         body = read_body(source, label=ran.label)
         if body.refusals:
@@ -203,7 +234,7 @@ class Session:
         ran = self._cell_now(cell)
         ran.plain = False
         source, _option_lines = split_cell(ran.source, cell)
-        flow = self.flow(None)
+        flow = self.of_cells()
         found = read_params(source, ran.label, self.shell.user_ns)
         clash = [p for p in found if p.name in flow.steps]
         if clash:
@@ -226,7 +257,7 @@ class Session:
         ran = self._cell_now(cell)
         ran.plain = False
         source, _ = split_cell(ran.source, cell)
-        flow = self.flow(None)
+        flow = self.of_cells()
         body = read_body(source, label=ran.label)
         if body.refusals:
             raise DefinitionError(*body.refusals)
@@ -259,7 +290,7 @@ class Session:
         return f"step {name} is dropped; its results stay in the store"
 
     def set_defaults(self, line: str) -> str:
-        flow = self.flow(None)
+        flow = self.of_cells()
         given = options.parse_defaults(line)
         flow.defaults = given
         for step in flow.steps.values():
@@ -637,12 +668,10 @@ class Session:
 
     def _step(self, flow: FlowDef, name: str) -> StepCell:
         if name not in flow.steps:
-            import difflib
-
-            near = difflib.get_close_matches(name, flow.steps, 1)
-            raise DefinitionError(
-                Finding("", f"no step {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""), f"Steps: {', '.join(flow.steps)}.")
-            )
+            near = nearest(name, [*flow.steps, *self.classes()])
+            classes = f" Classes: {', '.join(self.classes())}." if self.classes() else ""
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise DefinitionError(Finding("", f"no step {name!r}{hint}", f"Steps: {', '.join(flow.steps)}.{classes}"))
         return flow.steps[name]
 
     # ---- runs -------------------------------------------------------------------------------------------------------
@@ -667,7 +696,7 @@ class Session:
         )
         spec = self._take_number(spec)
         view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=self.settings.keep_runs)
-        run = Run(spec, view, values)
+        run = Run(spec, view, values, self.option(spec.flow))
         defined.runs.append(run)
         defined.at = None
         if step is None and defined.past:  # a run of the whole flow: what it does not make, the flow makes no more
@@ -691,26 +720,35 @@ class Session:
         """Any run of the store, those of earlier kernels too."""
         return self.runs.open(flow, run_id)
 
-    def resume(self, run_id: str | None = None, flow: str | None = None) -> tuple[Run, list[str]]:
+    def resume(self, run_id: str | None = None, flow: str | None = None, params: Mapping[str, Any] | None = None) -> tuple[Run, list[str]]:
         """A new run which takes what an ended one committed, as far as code, captures and parameters are unchanged.
 
-        A run that was left open by its engine goes on itself, under its own number.
+        `params` are parameters that get another value than they had. A run that was left open by its engine goes on itself, under its
+        own number.
         """
         last = self.runs.find(run_id, flow)
         if last.view.ended == "lost":
+            if params:
+                what = f"run {last.id} was left open and goes on itself, with the parameters that it has"
+                raise DefinitionError(Finding("%flow resume", what, f"{last.command('resume')} without parameters, or start a new run."))
             return self.runs.attach(last.id, last.spec.flow)
         if last.view.ended is None:
             raise DefinitionError(
-                Finding("%flow resume", f"run {last.id} is still open", "Wait for it (`%flow wait`) or stop it (`%flow stop`).")
+                Finding(
+                    "%flow resume",
+                    f"run {last.id} is still open",
+                    f"Wait for it ({last.command('wait')}) or stop it ({last.command('stop')}).",
+                )
             )
         if last.view.ended == "succeeded":
-            raise DefinitionError(Finding("%flow resume", f"run {last.id} succeeded: nothing is missing", "`%flow run` starts a new one."))
+            again = f"`%flow run{self.starts(self.flow(last.spec.flow))}` starts a new one."
+            raise DefinitionError(Finding("%flow resume", f"run {last.id} succeeded: nothing is missing", again))
         if (method := last.spec.steps[0].method if last.spec.steps else None) is not None:
             from flowbook.kernel import classes
 
-            return classes.resume(self, last, method)
+            return classes.resume(self, last, method, params or {})
         defined = self.existing(last.spec.flow)
-        changed = {n: v for n, v in last.params.items() if n in defined.params}
+        changed = {n: v for n, v in last.params.items() if n in defined.params} | dict(params or {})
         run, notes = self.run(
             step=last.spec.target,
             flow=last.spec.flow,
@@ -730,10 +768,8 @@ class Session:
 
     def stop(self, run: Run, step: str | None = None, index: Sequence[int] | None = None) -> str:
         """Ask the run's engine to stop it, a step of it, or one task, by a request object."""
-        if step is not None and step not in {s.name for s in run.spec.steps}:
-            raise DefinitionError(
-                Finding("%flow stop", f"run {run.id} has no step {step!r}", f"Steps: {', '.join(s.name for s in run.spec.steps)}.")
-            )
+        if step is not None:
+            must_have(run, step, "%flow stop")
         if run.view.ended == "lost":
             return f"nothing of run {run.id} runs: {run.view.trouble}"
         if run.view.ended is not None:
@@ -765,7 +801,7 @@ class Session:
         if ended == "failed":
             raise failure(run)
         if ended == "stopped":
-            raise RunStopped(f"run {run.id} was stopped; `%flow resume` runs what is missing")
+            raise RunStopped(f"run {run.id} was stopped; {run.command('resume')} runs what is missing")
         if ended == "lost":
             raise EngineError(run.view.trouble or "the engine process ended")
 
@@ -819,6 +855,25 @@ class Session:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def must_have(run: Run, step: str, where: str) -> None:
+    """Raises DefinitionError, with the nearest name, if the run has no such step."""
+    names = [s.name for s in run.spec.steps]
+    if step not in names:
+        hint = f"; did you mean {near!r}?" if (near := nearest(step, names)) else ""
+        raise DefinitionError(Finding(where, f"run {run.id} has no step {step!r}{hint}", f"Steps: {', '.join(names)}."))
+
+
+def nearest(name: str | None, known: Iterable[str]) -> str:
+    """The one that is spelled most like `name`; "" if none is."""
+    import difflib  # slow to import, and only for a mistake
+
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), "") if name else ""
+
+
+def _has_steps(cls: type) -> bool:
+    return any(hasattr(value, "is_step") for base in cls.__mro__ for value in vars(base).values() if isinstance(value, types.FunctionType))
 
 
 _DEFINITIONS = (type, types.FunctionType, types.ModuleType)

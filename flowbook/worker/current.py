@@ -129,7 +129,11 @@ class Current:
         for known, value in _state.task.project:
             if known == name:
                 return value
-        raise AttributeError(f"current has no {name!r}; it has {', '.join(_NAMES)}")
+        import difflib  # slow to import, and only for a mistake
+
+        names = (*_NAMES, *(known for known, _ in _state.task.project))
+        near = difflib.get_close_matches(name, names, 1)
+        raise AttributeError(f"current has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"))
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"current tells what runs now; {name!r} cannot be set on it")

@@ -95,8 +95,8 @@ def test_reasons_are_said_once_or_counted() -> None:
     many = run_of(*(event for i, why in enumerate("a a a b b c d".split()) for event in ran(i, why)))
     assert row(many, "work").endswith("3 ran: a; 2 ran: b; 2 other reasons")
 
-    life = "it reads nothing that could tell whether it is still true, so it is reused only within a kernel's life"
-    assert row(run_of(*ran(0, life)), "work").endswith("ran: it reads nothing that could tell whether it is still true")
+    life = "its last result is of an earlier kernel, and nothing it reads could tell that it still holds, so it runs once in each kernel"
+    assert row(run_of(*ran(0, life)), "work").endswith("its last result is of an earlier kernel, and nothing it reads could tell that it still holds")
 
 
 def test_a_second_attempt_gives_no_second_reason() -> None:

@@ -287,6 +287,43 @@ def test_a_notebook_file_is_exported_without_running_its_flow(tmp_path: Path) ->
     assert run(tmp_path / "sweep_flow.py", tmp_path / "store").returncode == 0 and (tmp_path / "ran").exists()
 
 
+def test_cells_that_read_results_are_left_out_and_named(tmp_path: Path) -> None:
+    notebook = write_notebook(
+        tmp_path / "reads.ipynb",
+        "%load_ext flowbook\nlimit = 2",
+        "%%flowstep a\nx = limit",
+        "run = %flow run --wait\nrun",
+        "assert run.state == 'succeeded'",
+        "twice = run['x'] * 2",
+        "flow['1']['x']",
+        "x + 1",
+    )
+    told = export_notebook(notebook, tmp_path / "reads_flow.py")
+
+    assert told[1:] == [
+        "code cells 3, 6 run the flow: left out from there on",
+        "code cell 4 was left out: name 'run' is not defined",
+        "code cell 5 was left out: name 'run' is not defined",
+        "code cell 7 was left out: it uses results of the flow",
+    ]
+    write_notebook(notebook, "%load_ext flowbook", "run = %flow run", "twice = run['x'] * 2", "%%flowstep a\ny = twice")
+    with pytest.raises(FlowbookError, match=r"(?s)twice.*code cell 3 was left out: name 'run' is not defined"):
+        export_notebook(notebook, tmp_path / "reads_flow.py")
+
+
+def test_a_class_is_not_exported_because_it_is_one(book: Notebook) -> None:
+    book.ok(
+        "from flowbook import FlowSpec, step\n"
+        "class Mini(FlowSpec):\n    @step\n    def start(self):\n        self.next(self.end)\n    @step\n    def end(self):\n        pass"
+    )
+    for line in ("%flow export x.py --flow Mini", "%flow export x.py"):
+        said = book.fails(line)
+        assert "Mini is already a class" in said and "%%writefile" in said
+    book.ok("%%flowstep a\nx = 1")
+    book.ok("%flow export x.py")
+    assert "Mini is already a class" in book.fails("%flow export x.py --flow Mini")
+
+
 def test_what_is_wrong_with_a_notebook_file_is_said(tmp_path: Path) -> None:
     out = tmp_path / "mine.py"
     with pytest.raises(FlowbookError, match="there is no notebook"):
@@ -308,6 +345,15 @@ def test_what_is_wrong_with_a_notebook_file_is_said(tmp_path: Path) -> None:
         ("x = 1\n%flow run --wait", "x = 1\n"),
         ("run = %flow run", None),
         ("r = await flow.run(x=1)", None),
+        ("run = %flow run --wait\nrun", None),
+        ("limit = 2\nrun = %flow run --wait\nassert run.state == 'succeeded'", "limit = 2\n"),
+        ("for lr in (1, 2):\n    run = %flow run --wait\n    print(run['x'])", None),
+        ("flow['3']['x']", None),
+        ("%time %flow run --wait", None),
+        ("get_ipython().run_line_magic('flow', 'run')", None),
+        ("if True:\n    %flow status\nx = 1", "if True:\n    pass\nx = 1"),
+        ("a = 1\nb = %flow graph\nc = 2", "a = 1\n\nc = 2"),
+        ("text = 'then %flow export x.py'", "text = 'then %flow export x.py'"),
         ("%flow defaults --retry 2", "%flow defaults --retry 2"),
         ("%%flowstep a --run --retry 1\nx = 1", "%%flowstep a --retry 1\nx = 1"),
         ("flow_runs = 1", "flow_runs = 1"),

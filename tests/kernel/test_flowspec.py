@@ -203,3 +203,93 @@ def test_a_local_module_that_a_method_imports_counts(book: Notebook) -> None:
     book.ok("run = %flow run Reads --wait")
 
     assert book.value("run['rate']") == "2"
+
+
+MINI = (
+    "from flowbook import FlowSpec, Parameter, step\n"
+    "class Mini(FlowSpec):\n"
+    "    epochs = Parameter('epochs', default=1)\n"
+    "    @step\n    def start(self):\n        self.best = 1\n        self.next(self.end)\n"
+    "    @step\n    def end(self):\n        BODY\n"
+)
+
+
+def test_every_hint_names_the_flow_where_the_default_is_another(book: Notebook) -> None:
+    book.ok("%%flowstep a\nx = 1")
+    assert "--flow" not in book.fails("%flow resume") and "--flow" not in book.ok("%flow run --wait").text
+    book.ok(MINI.replace("BODY", "1 / 0"))
+    said = book.fails("%flow run Mini --wait")
+    assert "`%flow resume --flow Mini`" in said and "`%flow logs end --flow Mini`" in said
+    assert "end" in book.fails("%flow logs ende --flow Mini") and "nothing was printed" in book.ok("%flow logs end --flow Mini").stdout
+    book.ok(MINI.replace("BODY", "pass"))
+    book.ok("%flow resume --flow Mini --wait")
+    assert "`%flow run Mini` starts a new one" in book.fails("%flow resume --flow Mini")
+    book.ok("%%flowstep other --flow second\n1 / 0")
+    assert "`%flow resume --flow second`" in book.fails("%flow run --flow second --wait")
+
+
+def test_a_misspelled_class_a_file_and_nothing_at_all_are_told_what_there_is(book: Notebook) -> None:
+    book.ok(MINI.replace("BODY", "pass"))
+    for line in ("%flow run Mni", "%flow run --wait Mni", "%flow run --flow Mni"):
+        said = book.fails(line)
+        assert "Did you mean Mini? Flows here: Mini (a class): `%flow run Mini`." in said, said
+    for line in ("%flow run", "%flow show", "%flow check"):
+        assert "no step is defined yet" in (said := book.fails(line)) and "Mini (a class): `%flow run Mini`" in said
+    said = book.fails("%flow run train_flow.py")
+    assert "`!flowbook run train_flow.py`" in said and "from train_flow import" in said
+    assert "Mini · run 1 · succeeded" in book.ok("%flow run --wait --flow Mini --epochs 2").text
+    book.ok("%%flowstep a\nx = 1")
+    assert "did you mean 'Mini'?" in book.fails("%flow run Mimi")
+
+
+def test_options_of_metaflow_are_answered(book: Notebook) -> None:
+    book.ok(MINI.replace("BODY", "pass"))
+    assert "did you mean --max-parallel?" in book.fails("%flow run Mini --max-workers 3")
+    assert "--with is not here yet" in book.fails("%flow run Mini --with retry")
+
+
+def test_step_cells_beside_a_class_are_a_flow_of_their_own(book: Notebook) -> None:
+    book.ok(MINI.replace("BODY", "pass"))
+    book.ok("%flow run Mini --wait")
+    assert "Mini · run 1" in book.ok("%flow status").text
+    book.ok("%%flowsetup\nseed = 3")
+    book.ok("%%flowparams\nn = 1")
+    book.ok("%%flowstep a\nx = n + seed")
+
+    assert "book · run 1 · succeeded" in book.ok("%flow run --wait").text and book.value("x") == "4"
+    assert "book" in book.ok("%flow status").text and "  1  succeeded" in book.ok("%flow runs --flow Mini").stdout
+
+
+def test_resume_takes_parameters(book: Notebook) -> None:
+    book.ok(MINI.replace("BODY", "assert self.epochs > 5; print('epochs', self.epochs)"))
+    book.fails("%flow run Mini --wait")
+    assert "did you mean --epochs?" in book.fails("%flow resume --flow Mini --epoch 6")
+    book.ok("run = %flow resume --flow Mini --epochs 6 --wait")
+    assert book.value("run['epochs'], run.state") == "(6, 'succeeded')"
+    book.ok("%%flowparams\nn: int = 1")
+    book.ok("%%flowstep a\nassert n > 5\nx = n")
+    book.fails("%flow run --wait")
+    assert "--n takes int" in book.fails("%flow resume --n many")
+    book.ok("%flow resume --n 6 --wait")
+    assert book.value("x") == "6"
+    book.fails("%flow run --n 2 --wait")
+    assert book.value("flow.resume(n=7, wait=True).params") == "{'n': 7}"
+
+
+def test_debug_of_a_method_shows_only_the_users_frames_and_leaves_self(book: Notebook) -> None:
+    book.ok(MINI.replace("BODY", "got = self.best + 1\n        self.seen = got\n        print(getattr(self, 'bs' + 'et'))"))
+    book.fails("%flow run Mini --wait")
+    said = book.fails("%flow debug --flow Mini")
+    assert "Did you mean self.best?" in said and "print(getattr(self, " in said and "__getattr__" not in said
+    assert book.value("self.seen, self.best, self.epochs") == "(2, 1, 1)"
+    assert "it bound self.best" in book.ok("%flow debug start --flow Mini").stdout and book.value("self.best") == "1"
+    book.ok("%%flowstep a\nx = 1")
+    assert book.value("'self' in globals()") == "False"
+
+
+def test_a_wrong_name_is_answered_with_the_nearest(book: Notebook) -> None:
+    book.ok(MINI.replace("BODY", "self.why = str(getattr(current, 'run_id'))").replace("import FlowSpec", "import current, FlowSpec"))
+    book.ok("run = %flow run Mini --wait")
+    assert "end has no artifact 'bst'. Did you mean 'best'?" in book.fails("run['bst']")
+    assert "It has: best, epochs, why." in book.fails("run['nothing']")
+    assert "did you mean 'start'?" in book.fails("%flow logs stat --flow Mini")

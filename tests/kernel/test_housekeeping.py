@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -320,6 +321,23 @@ def test_a_check_that_fails_itself_is_a_finding() -> None:
     found = examine(0, [_of_nothing, lambda session: [doctor.Found("warn", "rain", "Take an umbrella.")]])  # type: ignore[arg-type]
 
     assert list(map(str, found)) == ["✗ of nothing: the check failed: ZeroDivisionError: division by zero", "! rain. Take an umbrella."]
+
+
+def test_doctor_tells_of_old_runs_only_if_gc_would_remove_some(tmp_path: Path) -> None:
+    store = FilesStore(tmp_path / "project")
+    for run in range(1, 36):
+        store.create(layout.spec("demo", str(run)), b'{"steps": []}')
+        store.create(layout.log("demo", str(run), 0), b'{"events": [{"e": "run_ended", "at": 1, "state": "succeeded"}]}')
+    session: Any = SimpleNamespace(store=store, settings=SimpleNamespace(keep_runs=20))
+    assert [found.state for found in doctor._size(session)] == ["ok"]  # all of today: gc keeps them
+    old = time.time() - 3 * 24 * 3600
+    for run in range(1, 6):
+        os.utime(store.root / layout.spec("demo", str(run)), (old, old))
+
+    *_, last = doctor._size(session)
+
+    assert (last.state, last.text) == ("warn", "old runs have gathered, beyond the last 20: 5 of demo")
+    assert len(housekeeping.garbage.collect(store, 20, "demo").removed) == 5
 
 
 def test_text_of_the_machine_is_escaped() -> None:
