@@ -166,6 +166,8 @@ def _values(cls: type, known: keys.Known) -> list[str]:
                 told = (value.__defaults__, value.__kwdefaults__)
             elif (name.startswith("__") and name.endswith("__")) or isinstance(value, (property, staticmethod, classmethod)):
                 continue  # told by the text
+            elif isinstance(value, parameters.Parameter):
+                continue  # told by what it gives
             key = canon.content_key(told, main=dict(known.space), keys=lambda _: "", code=True)
             found.append(f"{name} {key or f'{known.life} {id(value)}'}")
     return found
