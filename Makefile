@@ -39,7 +39,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 # What another Python could break: how code is read, pickled and run
-SMOKE = tests/test_body.py tests/test_canon.py tests/test_codec.py tests/test_forkserver.py tests/test_house.py tests/kernel/test_run.py tests/kernel/test_law.py
+SMOKE = tests/test_body.py tests/test_canon.py tests/test_classgraph.py tests/test_codec.py tests/test_flowspec.py tests/test_forkserver.py tests/test_house.py tests/kernel/test_run.py tests/kernel/test_law.py
 smoke: env
 	$(BIN)/python -m pytest -q $(SMOKE)
 
