@@ -159,7 +159,9 @@ def why_missed(step: Step, task: Task, read: Mapping[str, str], before: Before |
     mine, theirs = (step.parts, before.step.parts) if task.part == "body" else ({"": step.plan_key}, {"": before.step.plan_key})
     changed = [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]
     if "life" in changed:
-        return "its last result is of an earlier kernel, and nothing it reads could tell that it still holds, so it runs once in each kernel"
+        return (
+            "its last result is of an earlier kernel, and nothing it reads could tell that it still holds, so it runs once in each kernel"
+        )
     if changed and task.part == "plan":
         return f"its expression changed {run}"
     both = [name for name in changed if name in mine and name in theirs]

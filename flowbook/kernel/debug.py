@@ -297,10 +297,10 @@ class HereMethod(Here):
             self._method.run()
         except BaseException as error:
             code = inspect.unwrap(getattr(type(self._method.flow), self.step.name)).__code__
-            seen: set[BaseException] = set()
+            seen: set[int] = set()
             each: BaseException | None = error
-            while each is not None and each not in seen:
-                seen.add(each)
+            while each is not None and id(each) not in seen:
+                seen.add(id(each))
                 each.__traceback__ = theirs(each.__traceback__, code)
                 each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
             raise

@@ -214,7 +214,7 @@ class RunPanel:
     def _apologise(self, error: Exception) -> None:
         head = self._sent.get("head")
         if self._widget is not None and head is not None:
-            said = f"the panel ended ({type(error).__name__}); `%flow status` tells how the run stands"
+            said = f"the panel ended ({type(error).__name__}); {self._run.command('status')} tells how the run stands"
             self._widget.change({"head": head | {"trouble": said}})
 
     # ---- what the browser asks --------------------------------------------------------------------------------------

@@ -649,8 +649,8 @@ class Session:
                 raise DefinitionError(
                     Finding(
                         f"parameter {name}",
-                        f"a plain cell set `{name}` to {codec_short(present)}, but a run takes its parameters from %%flowparams or from `%flow run --{name} …`",
-                        f"Run `%flow run --{name} …`, or change the value in %%flowparams and run that cell.",
+                        f"a plain cell set `{name}` to {codec_short(present)}, but a run takes its parameters from %%flowparams or from `%flow run --{name} …{self.option(flow.name)}`",
+                        f"Run `%flow run --{name} …{self.option(flow.name)}`, or change the value in %%flowparams and run that cell.",
                     )
                 )
         return {name: convert(param, given[name]) if name in given else param.default for name, param in flow.params.items()}

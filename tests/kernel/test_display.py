@@ -96,7 +96,9 @@ def test_reasons_are_said_once_or_counted() -> None:
     assert row(many, "work").endswith("3 ran: a; 2 ran: b; 2 other reasons")
 
     life = "its last result is of an earlier kernel, and nothing it reads could tell that it still holds, so it runs once in each kernel"
-    assert row(run_of(*ran(0, life)), "work").endswith("its last result is of an earlier kernel, and nothing it reads could tell that it still holds")
+    assert row(run_of(*ran(0, life)), "work").endswith(
+        "its last result is of an earlier kernel, and nothing it reads could tell that it still holds"
+    )
 
 
 def test_a_second_attempt_gives_no_second_reason() -> None:
