@@ -1,6 +1,6 @@
 """Checkpoints of a task: what a later attempt goes on from. `save_checkpoint`, `load_checkpoint`, and `checkpoint` inside a step.
 
-    checkpoint.loop(iterable, model=model)      yields what is left; saves and brings back the objects that are named
+    checkpoint.loop(iterable, model=model)      yields what is left; saves and brings back what is named, and what else it changes (rest.py)
     save_checkpoint(state=…), load_checkpoint() a state of the user's own
     save_checkpoint()                           asks the loop around it for a save; see loops.py for plain `for` loops
     checkpoint.save(path), .load(), .directory  files
@@ -34,7 +34,7 @@ from flowbook.errors import DefinitionError, NotPicklable, StoreError
 from flowbook.spec.flow import Checkpoint, is_token
 from flowbook.store import canon, chunks, codec, layout
 from flowbook.store.chunks import Found, Manifest, Shelf
-from flowbook.worker import files, loops, output, restore
+from flowbook.worker import files, loops, output, rest, restore
 from flowbook.worker.loops import Site
 from flowbook.worker.surroundings import CheckpointError, Key, Surroundings, Values
 from flowbook.worker.writer import Save, Writer
@@ -90,7 +90,7 @@ def open(attempt: Attempt) -> None:
 
     _live = Live(attempt)
     decorators.checkpoint._set_live(_live)
-    loops.runtime.enter_live = _live.enter
+    loops.runtime.enter_live, loops.runtime.at_live, loops.runtime.enter_named_live = _live.enter, _live.at, _live.enter_named
     for name, value in {"save_checkpoint": save_checkpoint, "load_checkpoint": load_checkpoint}.items():
         vars(builtins).setdefault(name, value)  # the seed's block uses them without an import
     _live.begin()
@@ -103,7 +103,7 @@ def close(attempt: Attempt, error: Mapping[str, Json] | None) -> None:
 
     live, _live = _live, None
     decorators.checkpoint._set_live(None)
-    loops.runtime.enter_live = None
+    loops.runtime.enter_live = loops.runtime.at_live = loops.runtime.enter_named_live = None
     if live is not None and live.pid == os.getpid():
         live.end()
 
@@ -128,6 +128,7 @@ class Live:
         self._loaded: dict[str, Any] | None = None  # values that the user was given
         self._told: set[str] = set()
         self._impossible = False
+        self._announced: tuple[Site, types.FrameType] | None = None  # the `for` whose head is evaluated
         self._guards = 0
         self._lock = threading.RLock()
         self._terminating = False
@@ -377,7 +378,8 @@ class Live:
         return loop if loop is not None and loop.running else None
 
     def loop(self, iterable: Any, /, *, every: str | float | None = None, **values: Any) -> Iterator[Any]:
-        """Yield the items that are left, and save the named objects between items: `every` 10 items or "30s", and after the last.
+        """Yield the items that are left, and save the named objects, and what else the loop changes, between items: `every` 10 items or
+        "30s", and after the last. If none is named, all that the loop lives in is saved.
 
         On a retry the objects are brought back in place to what they were, and the items that were done are passed over: a sequence
         from that place, anything else by iterating to it. Without `every` each item is saved as long as that costs next to nothing.
@@ -388,14 +390,34 @@ class Live:
         frame = sys._getframe(1)
         for name, value in values.items():
             self._check_value(name, value)
-        found = NamedLoop(self, frame, iterable, _every(every), values)
+        announced, self._announced = self._announced, None
+        rewritten = announced is not None and announced[1] is frame
+        site = announced[0] if announced is not None and rewritten else loops.site_at(frame)
+        if site.comprehension:
+            raise CheckpointError(
+                f"checkpoint.loop(…) in {site.label} stands in a comprehension, whose result a retry would lose. Write a `for`."
+            )
+        found = NamedLoop(self, frame, iterable, _every(every), values, site, rewritten)
+        rest.references.set({**values, **found.rest.before})
         return self.start(found)
+
+    def at(self, site: Site, frame: types.FrameType) -> None:
+        """What rewritten code calls before the head of ``for … in checkpoint.loop(…)`` is evaluated."""
+        self._announced = site, frame
+
+    def enter_named(self, site: Site, iterable: Any, frame: types.FrameType) -> Any:
+        """What it calls with the value of the head."""
+        self._announced = None
+        loop = self.active
+        if not isinstance(loop, NamedLoop) or not loop.is_at(site, frame):
+            return loops._Plain(iterable)
+        return Entry(loop, frozenset(frame.f_locals), iterable)
 
     def _check_value(self, name: str, value: Any) -> None:
         if restore.never_changes(value):
             raise CheckpointError(
-                f"checkpoint.loop(…, {name}={name}): `{name}` is a {type(value).__name__}, and the loop cannot see when another one takes its "
-                f"place. Keep it in a dict that is named here (state={{{name!r}: {name}}}), or call save_checkpoint(state=…) in the loop."
+                f"checkpoint.loop(…, {name}={name}): `{name}` is a {type(value).__name__}, and checkpoint.loop cannot see by it when another one "
+                f"takes its place. Leave it out: a name that the loop binds anew is saved unasked. Or keep it in a dict (state={{{name!r}: {name}}})."
             )
         if value is None or restore.in_place(value) or self.gave(name, value) or self.state_was_asked_for:
             return
@@ -458,6 +480,11 @@ class Live:
                 scope._on_demand[name] = value  # its text does not bind it, and need not
                 if name in scope.bound:
                     scope.bound[name] = dataclasses.replace(scope.bound[name], value=value)
+
+    def found_here(self) -> bool:
+        """Whether the checkpoint is of this run, and so of this very code."""
+        found = self.find(("loop",))
+        return found is not None and found.shelf is not None and found.shelf.run == self._shelf.run
 
     def _say_found(self, found: Found, what: str) -> None:
         assert found.manifest is not None and found.shelf is not None
@@ -583,6 +610,9 @@ class Loop:
         self._spent_s = 0.0
         self._iterator: Iterator[Any] = iter(())
         self.bar: Any = None  # a tqdm around the iterable
+        self.restored = False
+        self.locals: dict[str, Any] = {}  # of the function, to be bound by its code
+        self.unset: set[str] = set()
 
     def __iter__(self) -> Loop:
         return self
@@ -593,6 +623,8 @@ class Loop:
             self._item_done(frame)
             if self.bar is not None:
                 self.bar.update(1)
+        else:
+            self.first_item()
         self._begun = True
         try:
             return next(self._iterator)
@@ -613,6 +645,9 @@ class Loop:
     def encoder(self, frame: types.FrameType) -> Callable[[], codec.Encoded]:
         """What pickles the state, as it is when that is called."""
         raise NotImplementedError
+
+    def first_item(self) -> None:
+        """The first item of this attempt is asked for."""
 
     def _item_done(self, frame: types.FrameType) -> None:
         self.position += 1
@@ -644,17 +679,34 @@ class Loop:
 
 
 class NamedLoop(Loop):
-    """`checkpoint.loop`: saves the objects that are named, and brings them back in place."""
+    """`checkpoint.loop`: saves the objects that are named, and brings them back in place; with them, unasked, what else it changes."""
 
     def __init__(
-        self, live: Live, frame: types.FrameType, iterable: Any, every: tuple[int | None, float | None], values: dict[str, Any]
+        self,
+        live: Live,
+        frame: types.FrameType,
+        iterable: Any,
+        every: tuple[int | None, float | None],
+        values: dict[str, Any],
+        site: Site,
+        rewritten: bool,
     ) -> None:
         super().__init__(live, *_label(frame), every)
         self._iterable, self._values = iterable, values
         self._names = [name for name, value in values.items() if frame.f_locals.get(name, _MISSING) is value]
         self._frame = frame  # not the one that asks for items: there may be a tqdm between
-        statement = loops.loop_at(frame)
-        self.text = loops.text_key(statement) if statement is not None else ""
+        self._site, self._rewritten, self.text = site, rewritten, site.text
+        method = getattr(live.attempt, "method", None)
+        flow = method.flow if method is not None else None
+        self.rest = rest.Rest(
+            site, frame, live.attempt.main, flow, values, (self, iterable) if hasattr(type(iterable), "__next__") else (self,), rewritten
+        )
+
+    def first_item(self) -> None:
+        self.rest.first_item()
+
+    def is_at(self, site: Site, frame: types.FrameType) -> bool:
+        return self._rewritten and self._site is site and self._frame is frame
 
     def __len__(self) -> int:
         return max(0, len(self._iterable) - self.position)
@@ -665,19 +717,28 @@ class NamedLoop(Loop):
     def begin(self, payload: dict[str, Any] | None, record: Mapping[str, Json]) -> None:
         self.position = int(record.get("position", 0))
         self._iterator = _from(self._iterable, self.position)
+        around, before = self.rest.around, self.rest.before
+        if around.flow is not None:
+            _go_by_reference(around.flow)
+        if self.rest.everything:
+            around.probe(self._frame)
+        self._start = restore.held(restore.inside(self._values)) | rest.held(before)
         if payload is not None:
-            self._bring_back(payload["values"], payload["same"])
+            self.restored = True
+            self._bring_back(payload, before)
             restore.set_random_state(payload["rng"])
-        self._start = restore.held(restore.inside(self._values))
+        self.rest.begun()
 
-    def _bring_back(self, saved: Mapping[str, Any], same: list[tuple[restore.Path, Any]]) -> None:
+    def _bring_back(self, payload: dict[str, Any], before: Values) -> None:
+        saved: Mapping[str, Any] = payload["values"]
         if set(saved) != set(self._values):
             raise CheckpointError(
                 f"{self.label}: the checkpoint holds {', '.join(saved) or 'nothing'}, but the loop names {', '.join(self._values) or 'nothing'}. "
                 f"Name the same objects, or run it anew."
             )
         given = {name: value for name, value in self._values.items() if self.live.gave(name, value)}
-        failed = restore.bring_back(self._values, dict(saved), same)
+        found = dict(before)
+        failed = restore.bring_back({**self._values, rest.HOLD: found}, {**saved, rest.HOLD: payload["rest"]}, payload["same"])
         for name in failed:
             value = self._values[name]
             if name not in given:
@@ -685,14 +746,34 @@ class NamedLoop(Loop):
                     f"{self.label}: `{name}` cannot be brought back in place (it is a {type(value).__name__}, saved was a "
                     f"{type(saved[name]).__name__}). Take it from the checkpoint before the loop: `{name} = checkpoint.state.get({name!r})`."
                 )
+        for key, state in payload["states"].items():
+            if key in before:
+                before[key].load_state_dict(state)
+        self.locals, self.unset = self.rest.bind(found, payload["gone"], self.live.found_here())
+        if self.rest.around.in_cell:
+            self.live.rebind(found, payload["as_before"])
 
     def encoder(self, frame: types.FrameType) -> Callable[[], codec.Encoded]:
         self._check_names()
+        beside = self.rest.saved()
+        if self.rest.everything and self.rest.around.note:
+            self.live.tell(self.rest.around.note)
         rng = restore.random_state()
+        more = {"states": beside.states, "gone": beside.gone, "as_before": beside.same, "rng": rng}
+
+        def payload(values: Values) -> codec.Encoded:
+            forms = {name: restore.saved_form(value) for name, value in self._values.items()}
+            same = [*restore.unchanged(self._start, self._values), *rest.unchanged(self._start, values)]
+            return self.live.encode({"values": forms, "rest": values, "same": same, **more})
 
         def encode() -> codec.Encoded:
-            forms = {name: restore.saved_form(value) for name, value in self._values.items()}
-            return self.live.encode({"values": forms, "same": restore.unchanged(self._start, self._values), "rng": rng})
+            try:
+                return payload(beside.values)
+            except NotPicklable:
+                left = self.rest.picklable(beside.values)
+                for note in self.rest.notes:
+                    self.live.tell(f"{self.label}: {note}")
+                return payload(left)
 
         return encode
 
@@ -703,7 +784,7 @@ class NamedLoop(Loop):
             if now.get(name, _MISSING) is not self._values[name]:
                 raise CheckpointError(
                     f"checkpoint.loop(…, {name}={name}) in {self.label}: the loop has bound `{name}` to another object, and would save the first "
-                    f"one. Keep it in a dict that is named here (state={{{name!r}: {name}}}), or call save_checkpoint(state=…)."
+                    f"one. Leave it out: a name that the loop binds anew is saved unasked. Or keep it in a dict (state={{{name!r}: {name}}})."
                 )
 
 
@@ -732,13 +813,11 @@ class PlainLoop(Loop):
             _go_by_reference(self._around.flow)
         self._iterator = self._own_iterator()
         self._around.probe(frame)
-        self.locals: dict[str, Any] = {}
-        self.unset: set[str] = set()
         self.restored = payload is not None
         if payload is None:
             return
         self.position = record["position"]
-        self.locals, self.unset = self._around.bring_back(payload["plain"], frame, self._found_here())
+        self.locals, self.unset = self._around.bring_back(payload["plain"], frame, self.live.found_here())
         if self._around.in_cell:
             self.live.rebind(payload["plain"], payload["same"])
         if self._is_for:
@@ -763,15 +842,10 @@ class PlainLoop(Loop):
                 )
         return found
 
-    def _found_here(self) -> bool:
-        """Whether the checkpoint is of this run, and so of this very code."""
-        found = self.live.find(("loop",))
-        return found is not None and found.shelf is not None and found.shelf.run == self.live.shelf.run
-
     def _remaining(self, saved: Iterator[Any]) -> Iterator[Any]:
         """The saved iterator, whose list may be one of the saved values. Of another run's, a range as it is now, from that place."""
         iterable = self.bar.iterable if self.bar is not None else self._iterable
-        if isinstance(iterable, range) and not self._found_here():
+        if isinstance(iterable, range) and not self.live.found_here():
             return iter(iterable[self.position :])
         return saved
 
@@ -807,10 +881,9 @@ class PlainLoop(Loop):
 class Entry:
     """What rewritten code asks at a loop's start. Holds the loop until its items are taken: then the `for` does, and a `break` ends it."""
 
-    def __init__(self, loop: PlainLoop, bound: frozenset[str]) -> None:
-        self._loop: PlainLoop | None = loop
-        self._bound = bound
-        self._locals: dict[str, Any] = {}
+    def __init__(self, loop: Loop, bound: frozenset[str], items: Any = None) -> None:
+        self._loop: Loop | None = loop
+        self._bound, self._items = bound, items
 
     @property
     def restored(self) -> bool:
@@ -826,11 +899,11 @@ class Entry:
     def gone(self, name: str) -> bool:
         return self._loop is not None and name in self._loop.unset and name in self._bound
 
-    def items(self) -> Iterator[Any]:
-        loop, self._loop = self._loop, None
+    def items(self) -> Any:
+        (loop, items), self._loop, self._items = (self._loop, self._items), None, None
         assert loop is not None
         loop.locals = {}
-        return loop
+        return loop if items is None else items
 
 
 def _go_by_reference(flow: Any) -> None:

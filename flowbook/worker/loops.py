@@ -7,6 +7,7 @@
                                                 train_one_epoch()
                                                 save_checkpoint()
 
+``for … in checkpoint.loop(…)`` in a function is rewritten in the same way, so that names can be bound again; in a cell that needs no rewriting.
 On a retry the code before the loop runs again, as plain Python does; then what was saved is bound on top (surroundings.py), and the
 loop goes on with the next item. Of loops in loops the outermost is meant: its items are the places where all state is in names.
 Lines, file names, closures and decorators stay as they are. What cannot be rewritten stays, too; then `save_checkpoint()` finds no
@@ -23,6 +24,7 @@ import inspect
 import itertools
 import linecache
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -49,6 +51,7 @@ class Site:
     nested: bool = False  # save_checkpoint() stands in a loop within the loop
     cells: dict[str, types.CellType] = field(default_factory=dict)  # variables of the functions around this one
     text: str = ""  # see text_key
+    comprehension: bool = False  # it is no statement, but a part of an expression
 
 
 sites: list[Site] = []
@@ -81,8 +84,8 @@ def rewrite(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rewrite_cell(tree: ast.Module, filename: str) -> None:
-    """The same for the loops at the top level of a cell, in its tree itself."""
-    if any(_targets(tree.body)):
+    """The same for the loops at the top level of a cell, in its tree itself. Its names are bound without that: they are main's."""
+    if any(not _is_explicit(loop) for loop in _targets(tree.body)):
         _rewrite_body(tree, filename, ())
 
 
@@ -111,12 +114,23 @@ def parsed(source: str) -> ast.Module | None:
     return None
 
 
-def loop_at(frame: types.FrameType) -> ast.For | None:
-    """The `for` statement in whose head a frame is."""
-    module = parsed("".join(linecache.getlines(frame.f_code.co_filename, frame.f_globals)))
-    loops = (node for node in ast.walk(module) if isinstance(node, ast.For)) if module is not None else ()
-    found = [loop for loop in loops if loop.lineno <= frame.f_lineno <= (loop.iter.end_lineno or loop.lineno)]
-    return found[-1] if found else None
+def site_at(frame: types.FrameType) -> Site:
+    """What the text tells of the loop in whose head a frame is, where it was not rewritten. Raises no error: it may tell nothing."""
+    filename, line = frame.f_code.co_filename, frame.f_lineno
+    module = parsed("".join(linecache.getlines(filename, frame.f_globals)))
+    if module is None:
+        return Site(f"{filename.rpartition('/')[2]}, line {line}")
+    heads = [node for node in ast.walk(module) if isinstance(node, ast.For) and _has_line(node.iter, line)]
+    if not heads:
+        inside = any(isinstance(node, _COMPREHENSIONS) and _has_line(node, line) and _explicit_call(node) for node in ast.walk(module))
+        return Site(f"{filename.rpartition('/')[2]}, line {line}", comprehension=inside)
+    loop = heads[-1]
+    around = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef) and loop in ast.walk(node)]
+    return _site(around[-1] if around else module, loop, filename, None)
+
+
+def _has_line(node: ast.expr, line: int) -> bool:
+    return node.lineno <= line <= (node.end_lineno or node.lineno)
 
 
 # ---- finding -------------------------------------------------------------------------------------------------------------
@@ -145,14 +159,11 @@ def _definitions(node: ast.AST, owner: ast.ClassDef | None) -> Iterator[tuple[as
 
 
 def _targets(body: list[ast.stmt]) -> Iterator[Loop]:
-    """The outermost loops that have a bare `save_checkpoint()` in them."""
+    """The outermost loops that have a bare `save_checkpoint()` in them, or `checkpoint.loop` in their head."""
     for statement in body:
-        if isinstance(statement, ast.For | ast.While):
-            if _saves(statement):
-                yield statement
-                continue
-            if _is_explicit(statement):
-                continue
+        if isinstance(statement, ast.For | ast.While) and (_saves(statement) or _is_explicit(statement)):
+            yield statement
+            continue
         if not isinstance(statement, _SCOPES):
             for block in _blocks(statement):
                 yield from _targets(block)
@@ -187,11 +198,13 @@ def _is_save(node: ast.AST) -> bool:
 
 
 def _is_explicit(node: ast.AST) -> bool:
-    """Whether it is ``for … in checkpoint.loop(…)``."""
-    call = node.iter if isinstance(node, ast.For) else None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != "loop":
-        return False
-    return "checkpoint" in (getattr(call.func.value, "id", None), getattr(call.func.value, "attr", None))
+    """Whether it is ``for … in checkpoint.loop(…)``, or ``for … in enumerate(checkpoint.loop(…))``."""
+    return isinstance(node, ast.For) and _explicit_call(node.iter)
+
+
+def _explicit_call(node: ast.AST) -> bool:
+    calls = (each.func for each in ast.walk(node) if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute))
+    return any(f.attr == "loop" and "checkpoint" in (getattr(f.value, "id", None), getattr(f.value, "attr", None)) for f in calls)
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------
@@ -266,8 +279,8 @@ def _binds_first(statement: ast.stmt) -> set[str]:
         return {statement.name}
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return set(_bound(statement))
-    if isinstance(statement, ast.For) and isinstance(statement.target, ast.Name):
-        return {statement.target.id} - _mentioned(statement.iter, *statement.orelse)
+    if isinstance(statement, ast.For) and isinstance(statement.target, ast.Name | ast.Tuple):
+        return _mentioned(statement.target) - _mentioned(statement.iter, *statement.orelse)
     return set()
 
 
@@ -317,12 +330,9 @@ def _places(body: list[ast.stmt]) -> Iterator[tuple[list[ast.stmt], int]]:
     """Where the loops stand that are to be rewritten, the last of a block first, so that places stay valid."""
     for place in reversed(range(len(body))):
         statement = body[place]
-        if isinstance(statement, ast.For | ast.While):
-            if _saves(statement):
-                yield body, place
-                continue
-            if _is_explicit(statement):
-                continue
+        if isinstance(statement, ast.For | ast.While) and (_saves(statement) or _is_explicit(statement)):
+            yield body, place
+            continue
         if not isinstance(statement, _SCOPES):
             for block in _blocks(statement):
                 yield from _places(block)
@@ -344,8 +354,9 @@ def _outside_loops(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _rewritten(loop: Loop, site: int, names: tuple[str, ...], first: str | None) -> list[ast.stmt]:
-    enter = _parse(f"{ENTRY} = {RUNTIME}.enter({site})")
-    call = enter[0].value  # type: ignore[attr-defined]
+    explicit = _is_explicit(loop)
+    enter = _parse(f"{RUNTIME}.at({site})\n{ENTRY} = {RUNTIME}.enter_named({site})" if explicit else f"{ENTRY} = {RUNTIME}.enter({site})")
+    call = enter[-1].value  # type: ignore[attr-defined]
     if isinstance(loop, ast.For):
         call.args.append(loop.iter)
     lines = [
@@ -432,16 +443,25 @@ class _Plain:
 
 
 class _Runtime:
-    """What rewritten code calls. `enter_live` is set by a task with checkpoints."""
+    """What rewritten code calls. The functions are set by a task with checkpoints."""
 
     enter_live: Callable[..., Any] | None = None
+    at_live: Callable[..., Any] | None = None
+    enter_named_live: Callable[..., Any] | None = None
+
+    def at(self, site: int) -> None:
+        """Before the head of ``for … in checkpoint.loop(…)`` is evaluated."""
+        if self.at_live is not None:
+            self.at_live(sites[site], sys._getframe(1))
+
+    def enter_named(self, site: int, iterable: Any) -> Any:
+        """With what the head gave."""
+        return _Plain(iterable) if self.enter_named_live is None else self.enter_named_live(sites[site], iterable, sys._getframe(1))
 
     def enter(self, site: int, *iterable: Any) -> Any:
         found = iterable[0] if iterable else itertools.repeat(None)
         if self.enter_live is None:
             return _Plain(found)
-        import sys
-
         return self.enter_live(sites[site], found, bool(iterable), sys._getframe(1))
 
 

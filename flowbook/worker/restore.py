@@ -44,6 +44,11 @@ def is_array(value: Any) -> bool:
     return numpy is not None and isinstance(value, getattr(numpy, "ndarray", ()))
 
 
+def is_generator(value: Any) -> bool:
+    """Whether it makes random numbers, and is of a known kind."""
+    return isinstance(value, _generators())
+
+
 def _generators() -> tuple[type, ...]:
     """The kinds of random number generators that are known here."""
     numbers = sys.modules.get("numpy.random")

@@ -40,12 +40,15 @@ class CheckpointError(ArtifactError):
 class Surroundings:
     """Those of one loop that runs. `frame` is that of the loop; it is not kept."""
 
-    def __init__(self, site: Site, frame: types.FrameType, main: dict[str, Any]) -> None:
+    def __init__(self, site: Site, frame: types.FrameType, main: dict[str, Any], flow: FlowSpec | None = None) -> None:
         self.site, self._main = site, main
+        self.call = "save_checkpoint()"  # what the user has written
+        self.apart: set[int] = set()  # ids of objects that are no part of it: the loop itself, what it iterates over
         self.in_cell = frame.f_locals is frame.f_globals or frame.f_code.co_name == "<module>"
-        self.flow = self._flow(frame)
+        self.flow = self._flow(frame) or flow
         self._inner = {code for code in _codes(frame.f_code) if code.co_freevars and (code.co_name == "<lambda>" or code.co_name[0] != "<")}
         self._elsewhere = set(frame.f_code.co_cellvars)  # names that other functions than the loop's may use
+        self._own_module = _module(frame.f_globals)
         self._globals = set(self._walk(frame.f_code, frame.f_globals))
         self._spaces = {_module(space): space for space in self._used}
         self.kept: Values = {}  # what is made again and not saved
@@ -109,7 +112,7 @@ class Surroundings:
         unsaved = self._unpicklable(values) if not self._dumps(values) else []
         if self._inner:
             unsaved += [key for key, value in values.items() if self._shares(value) or self._holds_shared(value)]
-        self.kept = {key: values[key] for key in unsaved if not self._is_dead(key)}
+        self.kept = {key: values[key] for key in unsaved if not self.is_dead(key)}
         self._start = values if self.in_cell else {}
 
     def same(self, values: Values) -> set[Key]:
@@ -137,11 +140,12 @@ class Surroundings:
 
     def _drop(self, keys: Iterable[Key], values: Values) -> None:
         for key in keys:
-            if not self._is_dead(key):
+            if not self.is_dead(key):
                 raise self._refusal(key, values[key])
             del values[key]
 
-    def _is_dead(self, key: Key) -> bool:
+    def is_dead(self, key: Key) -> bool:
+        """Whether every item binds the name before it reads it."""
         return (key[0] == "local" or (self.in_cell and key[:2] == ("global", "__main__"))) and key[2] in self.site.dead
 
     def _dumps(self, values: Values) -> bool:
@@ -175,19 +179,19 @@ class Surroundings:
         return False
 
     def _refusal(self, key: Key, value: Any) -> CheckpointError:
-        shown = _shown(key)
+        name = shown(key)
         why = "is a function that shares variables with the step" if self._shares(value) else self._why(key, value)
         return CheckpointError(
-            f"save_checkpoint() in {self.site.label}: `{shown}` {why}, and the loop changes it, so that a retry could not go on with it. "
-            f"Make `{shown}` anew in each item before it is read, or say what to keep: "
+            f"{self.call} in {self.site.label}: `{name}` {why}, and the loop changes it, so that a retry could not go on with it. "
+            f"Make `{name}` anew in each item before it is read, or say what to keep: "
             f"`for … in checkpoint.loop(…, model=model)`, or save_checkpoint(state=…) and load_checkpoint()."
         )
 
     def _why(self, key: Key, value: Any) -> str:
         try:
-            codec.dump(value, name=_shown(key), main=self._main)
+            codec.dump(value, name=shown(key), main=self._main)
         except NotPicklable as error:
-            return f"cannot be pickled ({error.cause})" if error.path == _shown(key) else f"cannot be pickled ({error})"
+            return f"cannot be pickled ({error.cause})" if error.path == shown(key) else f"cannot be pickled ({error})"
         return "holds a function that shares variables with the step"
 
     def _check_kept(self, values: Values) -> None:
@@ -195,20 +199,20 @@ class Surroundings:
         told = []
         loggers = _loggers()
         for key, value in self.kept.items():
-            if self._shares(value):
+            if self._shares(value) or id(value) in self.apart:
                 continue
             if hasattr(type(value), "__next__") and (key[0] == "self" or key[2] in self.site.mentioned | self._elsewhere):
                 raise self._refusal(key, value)
             inside = compare.reach(value, REACH) - loggers
-            if self.flow is None or id(self.flow) not in inside:
+            if not inside & (self.apart | ({id(self.flow)} if self.flow is not None else set())):
                 for other, saved in values.items():
                     if compare.reach(saved, REACH) & inside:
                         raise CheckpointError(
-                            f"save_checkpoint() in {self.site.label}: `{_shown(key)}` cannot be pickled, and shares an object with "
-                            f"`{_shown(other)}`, which is saved; after a retry they would be two. Say what to keep instead: "
-                            f"`for … in checkpoint.loop(…, {other[2]}={_shown(other)})` brings it back in place."
+                            f"{self.call} in {self.site.label}: `{shown(key)}` cannot be pickled, and shares an object with "
+                            f"`{shown(other)}`, which is saved; after a retry they would be two. Say what to keep instead: "
+                            f"`for … in checkpoint.loop(…, {other[2]}={shown(other)})` brings it back in place."
                         )
-            told.append(_shown(key))
+            told.append(shown(key))
         if told:
             self.note = f"{self.site.label}: {', '.join(told)} cannot be saved; a retry has what the code before the loop makes of it"
 
@@ -220,6 +224,10 @@ class Surroundings:
         Without `same_code`, of a run that was resumed, nothing is deleted: a name that was not saved may be new in the text.
         """
         now = self.values(frame)
+        return self.bind(values, {key for key in now if key not in values and key not in self.kept} if same_code else set())
+
+    def bind(self, values: Mapping[Key, Any], gone: set[Key]) -> tuple[dict[str, Any], set[str]]:
+        """The same, of names that are known to be gone."""
         for (kind, module, name), value in values.items():
             if kind == "self" and self.flow is not None:
                 vars(self.flow)[name] = value
@@ -227,17 +235,16 @@ class Surroundings:
                 self._spaces.setdefault(module, vars(sys.modules[module]) if module in sys.modules else {})[name] = value
             elif kind == "cell" and name in self.site.cells:
                 self.site.cells[name].cell_contents = value
-        gone = {key for key in now if key not in values and key not in self.kept} if same_code else set()
         for kind, module, name in gone:
             if kind == "self" and self.flow is not None:
                 vars(self.flow).pop(name, None)
-            elif kind == "global" and self.in_cell and module == _module(frame.f_globals) and name in self.site.assigned:
+            elif kind == "global" and self.in_cell and module == self._own_module and name in self.site.assigned:
                 self._spaces[module].pop(name, None)
-        unset = {key[2] for key in gone if key[0] == "local" and not self._is_dead(key)}
+        unset = {key[2] for key in gone if key[0] == "local" and not self.is_dead(key)}
         return {name: value for (kind, _, name), value in values.items() if kind == "local"}, unset
 
 
-def _shown(key: Key) -> str:
+def shown(key: Key) -> str:
     kind, module, name = key
     return f"self.{name}" if kind == "self" else name if kind != "global" or module == "__main__" else f"{module}.{name}"
 
@@ -293,4 +300,4 @@ def _loggers() -> set[int]:
     return compare.reach([manager, logging.root], REACH)
 
 
-__all__ = ["CheckpointError", "Key", "Surroundings", "Values"]
+__all__ = ["CheckpointError", "Key", "Surroundings", "Values", "shown"]
