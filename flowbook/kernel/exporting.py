@@ -100,6 +100,9 @@ def refuse_class(session: Session, flow: str | None) -> None:
     name = flow if flow is not None else classes[0] if classes and not session.of_cells().steps else None
     if name in classes and not session.of_cells(name).steps:
         remedy = "Put its cell in a file, with the cells that it uses: `%%writefile FILE.py` writes a cell there."
+        cls = session.flow_class(name)
+        if cls is not None and cls.__module__ != "__main__":
+            remedy = f"It stands in the module {cls.__module__}."
         raise DefinitionError(Finding("%flow export", f"{name} is already a class", remedy))
 
 

@@ -322,6 +322,11 @@ def test_a_class_is_not_exported_because_it_is_one(book: Notebook) -> None:
     book.ok("%%flowstep a\nx = 1")
     book.ok("%flow export x.py")
     assert "Mini is already a class" in book.fails("%flow export x.py --flow Mini")
+    (book.folder / "theirs.py").write_text(
+        "from flowbook import FlowSpec, step\nclass Theirs(FlowSpec):\n    @step\n    def start(self):\n        pass\n"
+    )
+    book.ok("from theirs import Theirs")
+    assert "It stands in the module theirs." in book.fails("%flow export x.py --flow Theirs")
 
 
 def test_what_is_wrong_with_a_notebook_file_is_said(tmp_path: Path) -> None:
