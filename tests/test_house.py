@@ -33,7 +33,19 @@ ROOMS = {
     "worker": FOUNDATION | PURE | {"worker"},
     "engine": FOUNDATION | PURE | {"engine"},  # starts workers as processes; imports none of their code
 }
-DOORS = {"kernel", "cli", "deploy", "server", "client", "compat", "testing", "build", "runner", "__main__", ""}  # may import every room; "" is flowbook/__init__.py
+DOORS = {
+    "kernel",
+    "cli",
+    "deploy",
+    "server",
+    "client",
+    "compat",
+    "testing",
+    "build",
+    "runner",
+    "__main__",
+    "",
+}  # may import every room; "" is flowbook/__init__.py
 
 # Which rooms may name a library that is not in the standard library, anywhere in their code.
 LIBRARIES = {

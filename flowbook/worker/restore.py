@@ -20,6 +20,7 @@ from typing import Any
 
 _CONTAINERS = (dict, list, set, bytearray, collections.deque)
 _UNCHANGING = (int, float, complex, str, bytes, tuple, frozenset, range, slice, type)
+_BY_NAME = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _PLAIN_BYTES = object.__basicsize__ + 16  # with room for __dict__ and weak references: no more state than these
 
 
@@ -78,7 +79,7 @@ def inside(values: dict[str, Any]) -> dict[Path, Any]:
     seen: set[int] = set()
     while queue and len(seen) < INSIDE:
         path, value = queue.popleft()
-        if id(value) in seen or (never_changes(value) and not isinstance(value, tuple)):
+        if id(value) in seen or (never_changes(value) and not isinstance(value, tuple)) or isinstance(value, _BY_NAME):
             continue
         seen.add(id(value))
         if in_place(value):
@@ -94,9 +95,16 @@ def _parts(value: Any) -> list[tuple[tuple[str, Any], Any]]:
         found += [(("key", key), part) for key, part in value.items() if isinstance(key, (str, int, bytes, tuple))]
     elif isinstance(value, (list, tuple, collections.deque)):
         found += [(("place", place), part) for place, part in enumerate(value)]
-    if isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, type):
+    if isinstance(getattr(value, "__dict__", None), dict) and _is_pickled_by_attributes(type(value)):
         found += [(("attribute", name), part) for name, part in vars(value).items()]
     return found
+
+
+def _is_pickled_by_attributes(kind: type) -> bool:
+    """Whether what an instance's attributes hold is what its pickle holds; others keep there what they do not save."""
+    if kind in copyreg.dispatch_table or kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+        return False
+    return getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None)
 
 
 def at(values: dict[str, Any], path: Path) -> Any:
@@ -200,6 +208,8 @@ def saved_form(value: Any) -> Any:
 
 def put_back(value: Any, saved: Any) -> bool:
     """Bring the object to the state `saved` (a `saved_form`); False if that cannot be done in place."""
+    if value is saved:  # what is pickled by its name, such as a logger
+        return True
     if has_state_dict(value):
         value.load_state_dict(saved)
         return True
