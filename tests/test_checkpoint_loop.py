@@ -122,6 +122,62 @@ BODIES = {
             add(e)
         self.total = total
     """,
+    "private names, a closure, else, continue and a walrus": """
+        __x, out, seen = 0, [], set()
+        def show(n):
+            return n + __x
+        for e in checkpoint.loop(range(6), out=out):
+            crash(e)
+            if (twice := e * 2) == 4:
+                continue
+            __x += e
+            seen.add(twice)
+            out.append(show(e))
+        else:
+            __x += 100
+        self.result = __x, out, seen, twice
+    """,
+    "inner loops and what the last item leaves": """
+        history, best = {}, None
+        for e in checkpoint.loop(range(6), history=history):
+            for b, (x, y) in enumerate([(1, 2), (3, 4)]):
+                loss = x * y + e + b
+                crash(e if b == 1 else -1)
+            history[e] = [loss for _ in range(2)]
+            if best is None or loss > best[0]:
+                best = loss, e
+        self.result = history, best, loss, b
+    """,
+    "a logger, which is pickled by its name": """
+        import logging
+        log, total = logging.getLogger("of the test"), 0
+        for e in checkpoint.loop(range(6), nothing={}):
+            crash(e)
+            log.warning("item %s", e)
+            total += e
+        self.total = total
+    """,
+    "a data frame, which keeps what it does not save": """
+        import pandas
+        named, other = pandas.DataFrame({"a": [0.0] * 6}), pandas.DataFrame({"a": [0.0] * 6})
+        column = named["a"]
+        for e in checkpoint.loop(range(6), named=named):
+            crash(e)
+            named.loc[e, "a"] = other.loc[e, "a"] = e
+            other[f"b{e}"] = e
+        self.result = named.to_dict(), other.to_dict()
+    """,
+    "loops in a loop over folds": """
+        ends, total = [], 0
+        for fold in range(3):
+            model = [fold]
+            for i in checkpoint.loop(range(4)):
+                crash(2 * fold + i if fold == 1 else -1)
+                model.append(i)
+                total += i
+            ends.append(list(model))
+        self.result = ends, total
+    """,
     "a lock that is left alone, a file that is made anew": """
         lock, total = threading.Lock(), 0
         for e in checkpoint.loop(range(6)):
