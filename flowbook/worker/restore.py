@@ -20,6 +20,8 @@ from typing import Any
 
 _CONTAINERS = (dict, list, set, bytearray, collections.deque)
 _UNCHANGING = (int, float, complex, str, bytes, tuple, frozenset, range, slice, type)
+_ATOMS = frozenset((int, float, complex, str, bytes, bool, type(None)))  # nothing is inside of them
+_KEYS = (str, int, bytes, tuple)  # what may stand in a path
 _BY_NAME = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _PLAIN_BYTES = object.__basicsize__ + 16  # with room for __dict__ and weak references: no more state than these
 
@@ -92,9 +94,9 @@ def inside(values: dict[str, Any]) -> dict[Path, Any]:
 def _parts(value: Any) -> list[tuple[tuple[str, Any], Any]]:
     found: list[tuple[tuple[str, Any], Any]] = []
     if isinstance(value, dict):
-        found += [(("key", key), part) for key, part in value.items() if isinstance(key, (str, int, bytes, tuple))]
+        found += [(("key", key), part) for key, part in value.items() if type(part) not in _ATOMS and isinstance(key, _KEYS)]
     elif isinstance(value, (list, tuple, collections.deque)):
-        found += [(("place", place), part) for place, part in enumerate(value)]
+        found += [(("place", place), part) for place, part in enumerate(value) if type(part) not in _ATOMS]
     if isinstance(getattr(value, "__dict__", None), dict) and _is_pickled_by_attributes(type(value)):
         found += [(("attribute", name), part) for name, part in vars(value).items()]
     return found
@@ -102,9 +104,8 @@ def _parts(value: Any) -> list[tuple[tuple[str, Any], Any]]:
 
 def _is_pickled_by_attributes(kind: type) -> bool:
     """Whether what an instance's attributes hold is what its pickle holds; others keep there what they do not save."""
-    if kind in copyreg.dispatch_table or kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
-        return False
-    return getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None)
+    own = any(getattr(kind, name, None) is not getattr(object, name, None) for name in ("__reduce_ex__", "__reduce__", "__getstate__"))
+    return not own and kind not in copyreg.dispatch_table
 
 
 def at(values: dict[str, Any], path: Path) -> Any:
