@@ -238,20 +238,32 @@ def _tame(html: str) -> str:
 # ---- tables and charts -----------------------------------------------------------------------------------------------
 
 
-def _cell(value: Json) -> str:
+def _cell(value: Json, right: bool = False) -> str:
     if isinstance(value, dict):
         return f"<td>{_draw(value)}</td>"
     if isinstance(value, bool) or value is None:
         return f"<td>{'' if value is None else str(value).lower()}</td>"
     if isinstance(value, (int, float)):
-        return f'<td class="n">{value:,}</td>' if isinstance(value, int) and abs(value) >= 10_000 else f'<td class="n">{value!r}</td>'
+        shown = f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else repr(value)
+        return f'<td class="n">{shown}</td>' if right else f"<td>{shown}</td>"
     return f"<td>{escape(str(value))}</td>"
+
+
+def _columns_of_numbers(rows: Sequence[Sequence[Json]]) -> set[int]:
+    """Columns in which only numbers stand: these are aligned to the right."""
+    found: dict[int, bool] = {}
+    for row in rows:
+        for i, value in enumerate(row):
+            if value is not None:
+                found[i] = found.get(i, True) and isinstance(value, (int, float)) and not isinstance(value, bool)
+    return {i for i, numeric in found.items() if numeric}
 
 
 def _table(part: Part) -> str:
     headers = "".join(f'<th scope="col">{escape(header)}</th>' for header in part.get("headers") or ())
     head = f"<thead><tr>{headers}</tr></thead>" if headers else ""
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in part["rows"])
+    numbers = _columns_of_numbers(part["rows"])
+    rows = "".join(f"<tr>{''.join(_cell(value, i in numbers) for i, value in enumerate(row))}</tr>" for row in part["rows"])
     left = [f"{part[name]:,} more {name.split('_')[0]}" for name in ("rows_left_out", "columns_left_out") if part.get(name)]
     note = f'<div class="fbc-dim">{" and ".join(left)}</div>' if left else ""
     return f'<div class="fbc-wide"><table>{head}<tbody>{rows}</tbody></table>{note}</div>'

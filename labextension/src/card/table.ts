@@ -92,7 +92,7 @@ function drawRow(body: HTMLTableSectionElement, cells: Cell[], at: number, value
 }
 
 function drawCell(cell: Cell, value: Json, right: boolean, make: Make): void {
-    set(cell.el, "class", right || typeof value === "number" ? "fbl-number" : null);
+    set(cell.el, "class", right ? "fbl-number" : null);
     const part = component(value);
     if (part === null) {
         cell.drawn?.end?.();
