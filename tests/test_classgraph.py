@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from flowbook import FlowSpec, step
+from flowbook import FlowSpec, step, user_step_decorator
 from flowbook.spec import classgraph
 from flowbook.spec.classgraph import Graph
 from flowbook.spec.flow import Options, Step
@@ -651,3 +651,29 @@ class Careful(FlowSpec):
 
 def test_what_a_method_tests_for_need_not_be_set() -> None:
     assert not classgraph.read(Careful).findings
+
+
+@user_step_decorator
+def setting(step_name, flow, inputs=None, attributes=None):
+    yield
+    flow.told = step_name
+
+
+class Decorated(FlowSpec):
+    @step
+    def start(self):
+        self.told = "nothing"
+        self.next(self.middle)
+
+    @setting
+    @step
+    def middle(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print(self.told)
+
+
+def test_a_decorator_of_ones_own_may_have_set_what_a_later_step_reads() -> None:
+    assert makers(linked(Decorated)["end"], "told") == ("middle", "start")

@@ -145,7 +145,10 @@ def _node(cls: type, function: Function, label: Callable[[str], str], found: lis
         found.append(Finding(node.where, "a step can be neither async nor a generator", "Call asyncio.run(…) in it, or use foreach."))
         return node
     way, way_line = _way(tree, arguments[0].arg, node, found)
-    return dataclasses.replace(node, joins=len(arguments) == 2, next=way, next_line=way_line, use=use_of(cls, function))
+    use = use_of(cls, function)
+    if _wrapped(function):  # a decorator of the user's own may read and set what it likes
+        use = dataclasses.replace(use, leaves=True)
+    return dataclasses.replace(node, joins=len(arguments) == 2, next=way, next_line=way_line, use=use)
 
 
 def wrapped(function: Function) -> list[Function]:
@@ -484,7 +487,7 @@ def _unset(cls: type, graph: Graph) -> Iterator[Finding]:
     regions = _regions(graph)
     for node in graph.nodes:
         on_the_way = [graph.node(name) for name in (*regions[node.name], node.name)]
-        if any(step.use.leaves or step.use.merges or _wrapped(step.function) for step in on_the_way):
+        if any(step.use.leaves or step.use.merges for step in on_the_way):
             continue
         known = {name for step in on_the_way for name in step.use.sets} | {_caught(step.function) for step in on_the_way}
         for name, line in dict(node.use.needs).items():
