@@ -25,13 +25,13 @@ from typing import Any
 from flowbook._version import __version__
 from flowbook.errors import DefinitionError, Finding, NotPicklable
 from flowbook.spec import classgraph, decorators, parameters
-from flowbook.spec import flow as flows
 from flowbook.spec.classgraph import Graph, Node
 from flowbook.spec.flow import Options, Spec, Step
 from flowbook.spec.flowspec import FlowSpec
 from flowbook.spec.marks import Mark
-from flowbook.store import canon, codec, layout, package
+from flowbook.store import canon, codec, package
 from flowbook.store.base import Store
+from flowbook.store.numbers import take_number
 
 Parts = dict[str, str]
 ASKED = "asked for"  # a part of the key of a step that `resume STEP` names
@@ -202,7 +202,7 @@ def spec_of(
     program.check()
     code = code or code_of_file(program, store)
     values = params if params is not None else parameters.resolve(program.cls, {})
-    entries = {name: _entry(store, name, value, code) for name, value in values.items()}
+    entries = {name: _entry(store, name, value) for name, value in values.items()}
     constants = {name: entry for name, value in program.constants.items() if (entry := _constant(store, name, value)) is not None}
     steps = _steps(program, code, entries, constants, frozenset(again), origin)
     spec = Spec(
@@ -262,18 +262,7 @@ def user_name() -> str | None:
         return None
 
 
-def take_number(spec: Spec, store: Store) -> Spec:
-    """The spec with the next free number of its flow, taken by creating run.json."""
-    number = 1 + max((int(run) for run in store.names(layout.flow_prefix(spec.flow).rstrip("/")) if run.isdigit()), default=0)
-    while True:
-        numbered = dataclasses.replace(spec, run=str(number))
-        data = json.dumps(flows.to_json(numbered), separators=(",", ":")).encode()
-        if store.create(layout.spec(spec.flow, numbered.run), data):
-            return numbered
-        number += 1
-
-
-def _entry(store: Store, name: str, value: Any, code: Code) -> Any:
+def _entry(store: Store, name: str, value: Any) -> Any:
     try:
         return codec.entry(store, name, value, main=vars(sys.modules["__main__"]))
     except NotPicklable as error:

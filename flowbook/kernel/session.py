@@ -37,6 +37,7 @@ from flowbook.spec.body import Body, read_body
 from flowbook.spec.flow import Options, Spec, Step, task_name
 from flowbook.store import codec, layout, results
 from flowbook.store.base import Store, open_store
+from flowbook.store.numbers import take_number
 
 if TYPE_CHECKING:  # at run time they are imported for the first class: `%load_ext` need not wait for them
     from flowbook.spec.flowspec import FlowSpec
@@ -694,7 +695,7 @@ class Session:
         spec, values, warnings = self.spec_of(
             defined, target=step, params=params, tags=tags, max_parallel=max_parallel, origin=origin, fresh=fresh
         )
-        spec = self._take_number(spec)
+        spec = take_number(spec, self.store)
         view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=self.settings.keep_runs)
         run = Run(spec, view, values, self.option(spec.flow))
         defined.runs.append(run)
@@ -710,11 +711,6 @@ class Session:
         found = self.shell.user_ns.get(name) if name else None
         module = sys.modules.get("flowbook.spec.flowspec")
         return found if module is not None and isinstance(found, type) and issubclass(found, module.FlowSpec) else None
-
-    def _take_number(self, spec: Spec) -> Spec:
-        from flowbook import build
-
-        return build.take_number(spec, self.store)
 
     def open_run(self, flow: str, run_id: str) -> Run:
         """Any run of the store, those of earlier kernels too."""
