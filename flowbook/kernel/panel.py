@@ -130,7 +130,10 @@ class RunPanel:
             more = self.send()
             if view.ended is not None and not more:
                 self.send(whole=True)  # an executed notebook takes in only what is sent while a cell runs
-                return
+                with changed:
+                    if self._seen == (view.version, True, self._asked):
+                        self._done.set()  # under the lock: whoever asks from now on sends himself
+                        return
             pause_s = PAUSE_RATIO * (time.thread_time() - begun)
             time.sleep(min(max(pause_s, MIN_INTERVAL_S), MAX_INTERVAL_S))  # the pace of sending, not a wait for anything
 
@@ -250,7 +253,8 @@ class RunPanel:
         with self._session.engine.changed:
             self._asked += 1
             self._session.engine.changed.notify_all()
-        if self._done.is_set():
+            done = self._done.is_set()
+        if done:
             while self.send():
                 pass
 

@@ -230,6 +230,25 @@ def test_a_message_of_any_form_does_no_harm(page: Page, command: dict[str, Any])
     assert page.notebook.value("x") == "1"
 
 
+def test_what_is_asked_between_the_last_sending_and_the_end_of_its_thread_is_answered(page: Page) -> None:
+    page.run(
+        """from flowbook.kernel.panel import RunPanel
+send, asked = RunPanel.send, []
+def then_ask(self, whole=False):
+    more = send(self, whole)
+    if whole and not asked:
+        asked.append(True)
+        self._hear({"do": "stop", "step": "nothing"})
+    return more
+RunPanel.send = then_ask"""
+    )
+    page.run("%%flowstep start\nx = 1")
+    page.run("%flow run")
+    model = page.ended()
+
+    page.until(lambda: "no step 'nothing'" in (model["head"]["said"] or {}).get("text", ""), timeout_s=20)
+
+
 def test_a_task_that_is_asked_for_comes_with_all_of_it_after_the_end_too(page: Page) -> None:
     page.run("%%flowstep work --foreach 'i in range(40)'\nprint('said', i)\nx = i")
     page.run("%flow run")
