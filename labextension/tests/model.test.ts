@@ -67,3 +67,38 @@ test("many changes of a frame draw once, and none after the view is gone", () =>
 test("Vega that the kernel has not sent is refused in words", async () => {
     await assert.rejects(new State(model({})).vega(), /cannot load Vega/);
 });
+
+test("a click that nobody answers is told of, until it is answered", () => {
+    const values = { head: head({ said: { n: 1, text: "before" } }) };
+    const state = new State(model(values));
+    state.send({ do: "show", step: "a", index: [] });
+    assert.equal(state.waits(), 0);
+
+    state.send({ do: "stop" });
+    const now = Date.now;
+    Date.now = () => now() + 4_000;
+    try {
+        assert.match(state.head.trouble ?? "", /has not heard this click yet/);
+        values.head = head({ said: { n: 2, text: "asked" } });
+        assert.deepEqual([state.head.trouble, state.waits()], [null, 0]);
+    } finally {
+        Date.now = now;
+    }
+});
+
+test("a panel whose kernel has ended says so, unless its run has ended or news come", () => {
+    (globalThis as unknown as { requestAnimationFrame: unknown }).requestAnimationFrame = () => 1;
+    const values = { head: head({ run: "7" }) };
+    const source = model(values);
+    const state = new State(source);
+    state.listen(() => {});
+    source.tell("comm_live_update");
+    assert.ok(state.gone);
+    assert.match(state.head.trouble ?? "", /`%flow attach 7`/);
+
+    values.head = head({ state: "succeeded", ended: 5 });
+    assert.equal(state.head.trouble, null);
+    values.head = head({});
+    source.tell("change");
+    assert.deepEqual([state.gone, state.head.trouble], [false, null]);
+});

@@ -17,11 +17,20 @@ const EMPTY_HEAD: Head = {
     notes: [], trouble: null, params: [], error: null, advice: null, said: null, retry: null,
 };
 
+/** A kernel that is free answers at once; starting a retry may take a second. */
+const PATIENCE_S = 3;
+const BUSY = "The kernel has not heard this click yet: it will when the cell that runs now has ended. Interrupting that cell leaves the run alone.";
+const goneText = (head: Head): string => `The kernel that showed this has ended. The run goes on without it: \`%flow attach ${head.run}\` in the new kernel shows it again.`;
+
 export class State {
     /** When the last news came, by the clock of this page, milliseconds. */
     heardAt = Date.now();
+    /** Whether the kernel of this model has ended or was started anew: nobody hears what is asked here any more. */
+    gone = false;
     /** Seconds that the engine's clock is ahead of this page's. */
     private ahead = 0;
+    /** The last click that wants an answer: when, and how much had been said then. */
+    private asked: { at: number; n: number } | null = null;
 
     constructor(private readonly model: Model) {
         this.head.now && this.setClock();
@@ -32,14 +41,28 @@ export class State {
         return found === undefined || found === null ? otherwise : (found as T);
     }
 
-    get head(): Head { return this.read("head", EMPTY_HEAD); }
+    get head(): Head {
+        const head = this.read("head", EMPTY_HEAD);
+        const trouble = this.gone && head.ended === null ? goneText(head) : this.waits() > PATIENCE_S ? BUSY : null;
+        return trouble ? { ...head, trouble } : head;
+    }
     get graph(): Graph { return this.read("graph", { width: 0, height: 0, nodes: [], edges: [] }); }
     get steps(): Step[] { return this.read("steps", []); }
     get tasks(): Task[] { return this.read("tasks", []); }
     get tables(): { [step: string]: Table } { return this.read("tables", {}); }
     detail(task: string): Detail | null { return this.read<Detail | null>(`detail ${task}`, null); }
     card(key: string): CardJson | null { return this.read<CardJson | null>(key, null); }
-    send(command: Command): void { this.model.send(command as unknown as Json); }
+    send(command: Command): void {
+        if (command.do !== "show") this.asked = { at: Date.now(), n: this.saidSoFar() };
+        this.model.send(command as unknown as Json);
+    }
+
+    /** Seconds that a click has waited for its answer; 0 if none waits. */
+    waits(): number {
+        return this.asked && this.asked.n === this.saidSoFar() ? (Date.now() - this.asked.at) / 1000 : 0;
+    }
+
+    private saidSoFar(): number { return this.read<Head>("head", EMPTY_HEAD).said?.n ?? 0; }
 
     /** Now by the engine's clock, seconds; stands still when the run has ended or the kernel says nothing any more. */
     now(): number {
@@ -61,17 +84,23 @@ export class State {
     /** Calls `changed` at most once a frame, also for changes that came together. Gives what ends it. */
     listen(changed: () => void): () => void {
         let frame = 0;
+        const draw = (): void => { frame ||= requestAnimationFrame(() => { frame = 0; changed(); }); };
         const heard = (): void => {
             this.heardAt = Date.now();
-            frame ||= requestAnimationFrame(() => { frame = 0; changed(); });
+            this.gone = false;
+            draw();
         };
+        // Front ends of Jupyter say so when a kernel restarts or ends; a model has a new one only if it hears of it.
+        const dead = (): void => { this.gone = true; draw(); };
         const clocked = (): void => this.setClock();
         this.model.on("change", heard);
         this.model.on("change:head", clocked);
+        this.model.on("comm_live_update", dead);
         return () => {
             cancelAnimationFrame(frame);
             this.model.off("change", heard);
             this.model.off("change:head", clocked);
+            this.model.off("comm_live_update", dead);
         };
     }
 

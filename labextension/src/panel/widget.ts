@@ -14,10 +14,11 @@ export default {
                 shown = hideStatic(token);
             }
             el.toggleAttribute("data-flowbook-dark", isDark());
+            el.toggleAttribute("data-flowbook-gone", state.gone);
             render(h(Panel, { state, dark: isDark(), turn: {} }), el);
         };
         const ends = [state.listen(draw), onTheme(draw)];
-        const clock = setInterval(() => state.head.state === "running" && draw(), 1000);
+        const clock = setInterval(() => (state.head.state === "running" || state.waits()) && draw(), 1000);
         draw();
         return () => {
             clearInterval(clock);
