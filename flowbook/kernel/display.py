@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MIN_INTERVAL_S = 0.2
 MAX_INTERVAL_S = 2.0
+HIDDEN_S = 2.0  # the same while the panel is there, which hides the status in a page that can show it
 PAUSE_RATIO = 20  # a painting that took 30 ms is followed by a pause of 20 times that
 MAX_OUTPUT_CHARS = 20_000  # of one task's text
 MAX_SHOWN_TASKS = 20  # of one step's outputs
@@ -42,7 +43,7 @@ STYLE = """<style>
 .flowbook{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:900px;container-type:inline-size}
 .flowbook .fb-head{margin:0 0 4px;font-weight:600}.flowbook .fb-head small,.flowbook .fb-dim{color:var(--jp-ui-font-color2,#666);font-weight:400}
 .flowbook .fb-rows{display:grid;grid-template-columns:repeat(3,max-content) minmax(40px,1fr) max-content minmax(0,max-content);gap:1px 12px;align-items:center;font-variant-numeric:tabular-nums;overflow-x:auto}
-.flowbook .fb-note{overflow-wrap:anywhere}@container (max-width:700px){.flowbook .fb-rows{grid-template-columns:minmax(60px,max-content) repeat(2,max-content) minmax(24px,1fr) max-content;column-gap:8px}.flowbook .fb-rows>*{overflow-wrap:anywhere}.flowbook .fb-note{grid-column:1/-1;padding-left:18px;font-size:12px}.flowbook .fb-note:empty{display:none}}
+.flowbook .fb-rows>div{display:contents}.flowbook .fb-note{overflow-wrap:anywhere}@container (max-width:700px){.flowbook .fb-rows{grid-template-columns:minmax(60px,max-content) repeat(2,max-content) minmax(24px,1fr) max-content;column-gap:8px}.flowbook .fb-rows span{overflow-wrap:anywhere}.flowbook .fb-note{grid-column:1/-1;padding-left:18px;font-size:12px}.flowbook .fb-note:empty{display:none}}
 .flowbook .fb-bar{display:flex;height:8px;border-radius:2px;overflow:hidden;background:var(--jp-layout-color3,#ddd)}
 .flowbook .fb-bar i{display:block;height:100%}.flowbook .fb-succeeded{background:var(--jp-success-color1,#388e3c)}.flowbook .fb-failed{background:var(--jp-error-color1,#d32f2f)}
 .flowbook .fb-running{background:var(--jp-info-color1,#0097a7)}.flowbook .fb-skipped,.flowbook .fb-stopped{background:var(--jp-border-color1,#999)}
@@ -175,9 +176,10 @@ def status_html(run: Run, now: float | None = None, note: str = "", below: str =
         failed = f", {row['counts']['failed']} failed" if row["counts"].get("failed") and row["step"].scope else ""
         took = seconds_text(row["seconds"]) if row["seconds"] is not None else ""
         cells.append(
-            f"<span>{MARK.get(state, '·')} {html.escape(row['step'].name)}</span><span>{state}{failed}</span><span>{tasks}</span>"
-            f'<span class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</span><span>{took}</span>'
-            f'<span class="fb-dim fb-note">{html.escape(row["note"])}</span>'
+            # Blocks and spaces, for sites that show code and take styles away: there each step is a line of words.
+            f"<div><span>{MARK.get(state, '·')} {html.escape(row['step'].name)}</span> <span>{state}{failed}</span> <span>{tasks}</span> "
+            f'<span class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</span> <span>{took}</span> '
+            f'<span class="fb-dim fb-note">{html.escape(row["note"])}</span></div>'
         )
     lines = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
     lines += f'<div class="fb-dim">{html.escape(note)}</div>' if note else ""
@@ -476,7 +478,8 @@ class Painter:
             self.paint()
             if ended:
                 return
-            time.sleep(self._pause_s)  # the pace of painting, not a wait for anything
+            with changed:  # the pace of painting; a run that ends is painted at once
+                changed.wait_for(lambda: view.ended is not None, self._pause_s)
 
     def paint(self) -> None:
         """Paint what is new; also called by a cell that waited, so that the last state is there when the cell ends."""
@@ -496,7 +499,8 @@ class Painter:
                 page, text = status_html(self._run, note=note, below=self._lasting), status_text(self._run, note=note)
                 below, below_text = outputs_html(self._run), outputs_text(self._run)
                 # However much there is to paint, nearly all of the time is left to the cells of the notebook.
-                self._pause_s = min(max(MIN_INTERVAL_S, PAUSE_RATIO * (time.perf_counter() - begun)), MAX_INTERVAL_S)
+                least_s = HIDDEN_S if self._panel is not None and self._panel.shown else MIN_INTERVAL_S
+                self._pause_s = min(max(least_s, PAUSE_RATIO * (time.perf_counter() - begun)), MAX_INTERVAL_S)
             if not self.rich:
                 if version[1] and not ended_before:
                     print("\n".join(p for p in (text, below_text) if p))

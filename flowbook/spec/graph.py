@@ -911,8 +911,8 @@ def _edge_svg(chain: Sequence[_Box], labels: Sequence[str]) -> str:
     title = html.escape(f"{chain[0].name} → {end.name}" + (f": {', '.join(labels)}" if labels else ""))
     head = f"M{end.x:.1f} {end.y:.1f} l-7 -4 v8 z"
     return (
-        f'<g><title>{title}</title><path d="{path}" fill="none" style="stroke:{_LINE}" stroke-width="1.5"/>'
-        f'<path d="{head}" style="fill:{_LINE}"/></g>'
+        f'<g><title>{title}</title><path d="{path}" fill="none" {_paint(stroke=_LINE)} stroke-width="1.5"/>'
+        f'<path d="{head}" {_paint(fill=_LINE)}/></g>'
     )
 
 
@@ -923,15 +923,21 @@ def _step_svg(box: _Box, state: str | None) -> str:
     dashes = ' stroke-dasharray="4 3"' if box.step.options.when is not None or state == "skipped" else ""
     title = html.escape("\n".join(part for part in (box.name, note, state or "") if part))
     x, y, middle = box.x, box.y - box.height / 2, box.x + box.width / 2
-    shape = f'width="{box.width:.1f}" height="{box.height}" rx="6" style="fill:{_PAPER};stroke:{colour}" stroke-width="1.5"{dashes}'
+    shape = f'width="{box.width:.1f}" height="{box.height}" rx="6" {_paint(fill=_PAPER, stroke=colour)} stroke-width="1.5"{dashes}'
     shadow = f'<rect x="{x + 4:.1f}" y="{y + 4:.1f}" {shape}/>' if box.step.scope else ""  # a stack: one task per item
-    text = f'<text x="{middle:.1f}" y="{box.y + (-2 if note else 4.5):.1f}" text-anchor="middle" style="fill:{_TEXT}">{html.escape(_short(box.name))}</text>'
+    text = f'<text x="{middle:.1f}" y="{box.y + (-2 if note else 4.5):.1f}" text-anchor="middle" {_paint(fill=_TEXT)}>{html.escape(_short(box.name))}</text>'
     if note:
         text += (
-            f'<text x="{middle:.1f}" y="{box.y + 13:.1f}" text-anchor="middle" font-size="11" style="fill:{_FAINT}">'
+            f'<text x="{middle:.1f}" y="{box.y + 13:.1f}" text-anchor="middle" font-size="11" {_paint(fill=_FAINT)}>'
             f"{html.escape(_short(note))}</text>"
         )
     return f'<g><title>{title}</title>{shadow}<rect x="{x:.1f}" y="{y:.1f}" {shape}/>{text}</g>'
+
+
+def _paint(**colours: str) -> str:
+    """The colours of a shape as style, and their fallbacks as attributes: sites that show code take styles away, and an SVG without any is black."""
+    plain = " ".join(f'{name}="{colour.rpartition(", ")[2].rstrip(")")}"' for name, colour in colours.items())
+    return f'{plain} style="{";".join(f"{name}:{colour}" for name, colour in colours.items())}"'
 
 
 def _short(text: str) -> str:

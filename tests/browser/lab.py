@@ -1,7 +1,7 @@
 """A real JupyterLab in a real browser, as the browser tests drive it.
 
-`Server` is a JupyterLab with settings, runtime files and home of its own; `Lab` is one browser page on it. What a user
-would click is clicked; what a user would read is read from the page; only where the notebook shows cells in windows or
+`Server` is a JupyterLab, or a Notebook 7, with settings, runtime files and home of its own; `Lab` is one browser page on it. What
+a user would click is clicked; what a user would read is read from the page; only where the notebook shows cells in windows or
 animates is its own API asked (`jupyterapp`).
 """
 
@@ -31,14 +31,19 @@ SETTINGS = {
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # else only the cells in view are in the page
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
 }
+ROOT = Path(__file__).parents[2]
 LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
 
 
 class Server:
-    """A JupyterLab server on a free port; `folder` holds its notebooks and all it writes."""
+    """A JupyterLab server on a free port; `folder` holds its notebooks and all it writes.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `python` is the interpreter of another environment, which has all that flowbook needs, but not flowbook: that is found in this
+    checkout. `app` is the module that is started: jupyterlab or notebook.
+    """
+
+    def __init__(self, folder: Path, python: Path | None = None, app: str = "jupyterlab") -> None:
+        self.folder, self.python, self.app = folder, python, app
         self.notebooks = folder / "notebooks"
         self.store = folder / "store"
         self.notebooks.mkdir(parents=True)
@@ -48,9 +53,10 @@ class Server:
         self.log = (folder / "server.log").open("wb")
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={self.port}"),
+                *(str(python or sys.executable), "-m", app, "--no-browser", "--allow-root", f"--ServerApp.port={self.port}"),
                 *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.notebooks}", f"--IdentityProvider.token={self.token}"),
                 *("--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"),
+                "--JupyterNotebookApp.expose_app_in_browser=True",
             ],
             env=self._environment(),
             cwd=self.notebooks,
@@ -84,7 +90,8 @@ class Server:
             "FLOWBOOK_STORE": "store",
         }
         (self.folder / "home").mkdir()
-        return environ | {key: str(self.folder / name) for key, name in places.items()}
+        found = environ | {key: str(self.folder / name) for key, name in places.items()}
+        return found if self.python is None else found | {"PYTHONPATH": str(ROOT)}
 
     def _write_settings(self) -> None:
         for name, settings in SETTINGS.items():
@@ -118,12 +125,19 @@ class Lab:
 
     def open(self, notebook: Path) -> None:
         """Copies a notebook to the server's folder, opens it, and waits for its kernel."""
-        name = shutil.copy(notebook, self.server.notebooks / notebook.name).name
-        workspace = f"w{secrets.token_hex(4)}"  # a fresh one, else the notebooks of the page before come back
-        self.page.goto(self.server.url(f"lab/workspaces/{workspace}/tree/{name}"))
-        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+        self.visit(shutil.copy(notebook, self.server.notebooks / notebook.name).name)
         self.until("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-        self.command("application:toggle-left-area")  # the file browser, which a fresh workspace shows
+        if self.server.app == "jupyterlab":
+            self.command("application:toggle-left-area")  # the file browser, which a fresh workspace shows
+
+    def visit(self, name: str) -> None:
+        """Goes to a notebook of the server's folder, and waits for its cells."""
+        if self.server.app == "notebook":
+            self.page.goto(self.server.url(f"notebooks/{name}"))
+        else:
+            workspace = f"w{secrets.token_hex(4)}"  # a fresh one, else the notebooks of the page before come back
+            self.page.goto(self.server.url(f"lab/workspaces/{workspace}/tree/{name}"))
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
 
     def menu(self, *names: str) -> None:
         """Clicks through a menu: ``lab.menu("Run", "Run All Cells")``."""
@@ -159,7 +173,7 @@ class Lab:
 
     def squeezed(self, number: int) -> list[str]:
         """The fields of the status and of tables below a cell whose text is wider than its place, so that it runs into the next."""
-        fields = self.cell(number).locator(".jp-OutputArea :is(td, .fb-rows > *)")
+        fields = self.cell(number).locator(".jp-OutputArea :is(td, .fb-rows > div > *)")
         assert fields.count() > 0, "there is no status"
         return fields.evaluate_all(
             "fields => fields.filter(f => f.innerText.trim() && f.scrollWidth > f.clientWidth + 1).map(f => f.innerText)"
