@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import FlowbookError, SettingError
-from flowbook.store.layout import FLOW_NAME
+from flowbook.store.layout import FLOW_NAME, S3_URL
 
 Reader = Callable[[Any], Any]  # a written value → the value; ValueError(what was expected) if it cannot be used
 
 ENV = "FLOWBOOK_"
-NOT_SETTINGS = {"FLOWBOOK_NOTEBOOK", "FLOWBOOK_SCREENSHOTS"}  # variables with that prefix that say something else
+NOT_SETTINGS = {"FLOWBOOK_NOTEBOOK", "FLOWBOOK_SCREENSHOTS", "FLOWBOOK_PROJECT_KEY"}  # variables with that prefix that say something else
 
 
 class UnsupportedPlatform(FlowbookError):
@@ -44,7 +44,7 @@ class Setting:
 class Settings:
     """All settings of one notebook. `origins` says for each key where its value came from, in words."""
 
-    store: Path
+    store: Path | str
     project: str = "default"
     flow: str | None = None
     max_parallel: int | None = None
@@ -53,8 +53,22 @@ class Settings:
     durable: bool = False
     keep_runs: int = 20
     secrets: tuple[str, ...] = ()
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
+    s3_profile: str | None = None
+    s3_encryption: str | None = None
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The project's store, as `open_store` takes it. Holds no secret: of the key with which results are signed only the file."""
+        if isinstance(self.store, Path):
+            return {"kind": "files", "root": str(self.store / self.project), "durable": self.durable}
+        bucket, _, prefix = self.store.removeprefix("s3://").partition("/")
+        given = {"endpoint": self.s3_endpoint, "region": self.s3_region, "profile": self.s3_profile, "encryption": self.s3_encryption}
+        place = {"kind": "s3", "bucket": bucket, "prefix": f"{prefix.strip('/')}/{self.project}".strip("/")}
+        return place | {name: value for name, value in given.items() if value} | {"key_file": str(key_file(self.project))}
 
 
 def _boolean(value: Any) -> bool:
@@ -94,6 +108,36 @@ def _path(value: Any) -> Path:
     raise ValueError("the path of a folder")
 
 
+def _store(value: Any) -> Path | str:
+    if isinstance(value, str) and "://" in value:
+        if S3_URL.match(value):
+            return value.rstrip("/")
+        raise ValueError("the path of a folder, or s3://BUCKET/PREFIX (a bucket's name has 3 to 63 of a-z, 0-9, '-' and '.')")
+    return _path(value)
+
+
+def _text(example: str) -> Reader:
+    def read(value: Any) -> str:
+        if isinstance(value, str) and value.strip() and value.isprintable():
+            return value.strip()
+        raise ValueError(f"a text, such as {example!r}")
+
+    return read
+
+
+def _endpoint(value: Any) -> str:
+    """An address without a password: settings are shown, and go into files that are shared."""
+    if isinstance(value, str) and value.startswith(("http://", "https://")) and "@" not in value:
+        return value.rstrip("/")
+    raise ValueError("an address like 'https://s3.example.org', without a user or a password in it")
+
+
+def _encryption(value: Any) -> str:
+    if isinstance(value, str) and (value in ("AES256", "kms") or (value.startswith("kms:") and value != "kms:")):
+        return value
+    raise ValueError("AES256, kms, or kms:KEY with the id of a key")
+
+
 def _names(value: Any) -> tuple[str, ...]:
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
@@ -102,7 +146,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("store", _path, "folder where runs and their results are kept"),
+    Setting("store", _store, "folder where runs and their results are kept, or s3://BUCKET/PREFIX"),
     Setting("project", _name, "name under which this work stands in the store"),
     Setting("flow", _name, "name of the notebook's flow; default: the notebook's own name"),
     Setting("max_parallel", _whole(1), "most tasks of a run at once; default: as many as cores, memory and GPUs allow"),
@@ -111,6 +155,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("durable", _boolean, "make each result survive a power cut (fsync), at the price of speed"),
     Setting("keep_runs", _whole(0), "runs of each flow that are kept, the last ones; 0: all"),
     Setting("secrets", _names, "names of variables that must never travel with a run"),
+    Setting("s3_endpoint", _endpoint, "address of the S3 server; default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else Amazon's"),
+    Setting("s3_region", _text("eu-west-1"), "region of the bucket; default: AWS_REGION, AWS_DEFAULT_REGION, else what the bucket says"),
+    Setting("s3_profile", _text("research"), "profile of ~/.aws whose credentials are used; default: those of the environment"),
+    Setting("s3_encryption", _encryption, "how objects are encrypted: AES256, kms or kms:KEY; default: as the bucket does"),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -147,6 +195,11 @@ def system_file() -> Path:
     import platformdirs
 
     return platformdirs.site_config_path("flowbook") / "config.toml"
+
+
+def key_file(project: str) -> Path:
+    """Where the key is with which results of a project are signed (see store/trust.py). It is made on first use."""
+    return user_file().with_name("keys") / f"{project}.key"
 
 
 def default_store() -> Path:

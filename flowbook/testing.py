@@ -268,7 +268,7 @@ class _Scene:
         plans = list(commit.get("plans", {}).values())
         items = None
         if plans and plans[0].get("items"):
-            items = [results.read_item(self.store, plans[0]["items"], i, main=_main(self.spec)) for i in range(plans[0]["count"])]
+            items = [results.read_item(self.store, plans[0], i, main=_main(self.spec)) for i in range(plans[0]["count"])]
         found = tuple(commit.get("warnings", ()))
         return StepResult(self.step.name, artifacts, list(commit.get("next", ())), items, output, found)
 

@@ -56,6 +56,9 @@ LIBRARIES = {
     "cronsim": {"spec"},  # what a schedule means is part of what a flow says; imported where one is checked
     "nh3": {"cards", "kernel"},
     "markdown_it": {"cards"},
+    "botocore": {"store"},  # only s3_credentials.py, and only for what is not in the environment
+    "kubernetes": {"engine"},  # only launch/apiserver.py, when a cluster is first used
+    "urllib3": {"engine"},
     "numpy": {"store", "worker", "kernel"},
     "pandas": {"store", "worker", "kernel"},
     "matplotlib": {"worker", "kernel"},
@@ -68,12 +71,13 @@ LIBRARIES = {
 # Imports inside a function that lead back, each with the reason why they may.
 DEFERRED = {
     ("flowbook.store.base", "flowbook.store.files"): "a description names the store to open",
+    ("flowbook.store.base", "flowbook.store.s3"): "a description names the store to open",
     ("flowbook.store.codec", "flowbook.store.pickler"): "cloudpickle is loaded for the first value that needs it",
     ("flowbook.kernel.api", "flowbook.kernel.magics"): "the twin calls what the magic calls",
     ("flowbook.kernel.display", "flowbook.kernel.panel"): "a panel speaks with the words of the status, above which it stands",
     ("flowbook.kernel.session", "flowbook.kernel.magics"): "loading the extension registers the magics",
 }
-HEAVY = "boto3 kubernetes IPython ipykernel numpy pandas cloudpickle asyncio nbclient platformdirs psutil argparse tomllib".split()
+HEAVY = "boto3 botocore kubernetes IPython ipykernel numpy pandas cloudpickle asyncio nbclient platformdirs psutil argparse tomllib".split()
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,7 @@ def test_libraries_are_named_only_where_they_belong() -> None:
 def test_what_is_imported_is_declared_as_a_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[<>=!~\[ ;]", line)[0].lower() for line in project["dependencies"]}
-    optional = {"numpy", "pandas", "matplotlib"}  # used only where a value or the user brings them
+    optional = {"botocore", "numpy", "pandas", "matplotlib"}  # used only where a value or the user brings them
     distributions = {"markdown_it": "markdown-it-py"}  # whose name is not that of their module
     used = {each.target.split(".")[0].lower() for each in imports()} - {name.lower() for name in sys.stdlib_module_names} - {"flowbook"}
 

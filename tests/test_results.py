@@ -314,9 +314,9 @@ def test_items_come_back_one_by_one(store):
 
     assert plan["count"] == 6 and plan["reprs"][:2] == ["1", "'a'"] and set(plan) == {"count", "items", "reprs", "ids"}
     for i, value in enumerate(values):
-        back = read_item(store, plan["items"], i)
+        back = read_item(store, plan, i)
         assert same(back, value)
-    assert read_item(store, plan["items"], 2).flags.writeable
+    assert read_item(store, plan, 2).flags.writeable
 
 
 def test_the_format_of_items_is_the_documented_one(store):
@@ -333,7 +333,7 @@ def test_a_task_reads_two_offsets_and_its_own_item():
     plan = write_items(store, list(range(1000)))
     store.read.clear()
 
-    assert read_item(store, plan["items"], 500) == 500 and len(store.read) == 2
+    assert read_item(store, plan, 500) == 500 and len(store.read) == 2
 
 
 def test_no_items_and_items_of_a_generator(store):
@@ -346,7 +346,7 @@ def test_no_items_and_items_of_a_generator(store):
             yield buffer
 
     plan = write_items(store, refilled())
-    assert [read_item(store, plan["items"], i)[0] for i in range(3)] == [0, 1, 2]
+    assert [read_item(store, plan, i)[0] for i in range(3)] == [0, 1, 2]
 
 
 def test_too_many_items_are_refused_before_they_are_all_listed(store):
@@ -378,15 +378,15 @@ def test_an_item_that_is_not_there_or_damaged_is_told(store):
     plan = write_items(store, [1, 2])
     for i in (2, 3, 1000):
         with pytest.raises(ArtifactError, match=f"no item {i}|damaged"):
-            read_item(store, plan["items"], i)
+            read_item(store, plan, i)
     with pytest.raises(IndexError):
-        read_item(store, plan["items"], -1)
+        read_item(store, plan, -1)
     with pytest.raises(StoreMissing):
-        read_item(store, "0" * 64, 0)
+        read_item(store, {"items": "0" * 64}, 0)
     data = store.get(layout.blob(plan["items"]))
     for cut in (b"", data[:20], data[:70], data[:-200], b"\xff" * 300):
         with pytest.raises(ArtifactError):
-            read_item(store, store.put_blob([cut]), 1)
+            read_item(store, {"items": store.put_blob([cut])}, 1)
 
 
 def test_items_of_the_notebook_s_classes_are_bound_to_main(store):
@@ -394,9 +394,9 @@ def test_items_of_the_notebook_s_classes_are_bound_to_main(store):
     exec("class Config:\n  def __init__(self, a): self.a = a", main)
     plan = write_items(store, [main["Config"](1)], main=main, keys=lambda q: "k")
 
-    assert type(read_item(store, plan["items"], 0, main=main)) is main["Config"]
+    assert type(read_item(store, plan, 0, main=main)) is main["Config"]
     with pytest.raises(ArtifactError, match="item 0 needs 'Config'"):
-        read_item(store, plan["items"], 0, main={})
+        read_item(store, plan, 0, main={})
 
 
 def test_files_among_the_items_are_listed_for_the_garbage_collector(store, tmp_path):
@@ -405,4 +405,4 @@ def test_files_among_the_items_are_listed_for_the_garbage_collector(store, tmp_p
     (tmp_path / "a.txt").write_text("content")
     plan = write_items(store, [File(tmp_path / "a.txt")])
 
-    assert len(plan["blobs"]) == 1 and read_item(store, plan["items"], 0).read_text() == "content"
+    assert len(plan["blobs"]) == 1 and read_item(store, plan, 0).read_text() == "content"

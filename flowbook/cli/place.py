@@ -66,8 +66,7 @@ class Place:
     def store(self) -> Store:
         from flowbook.store.base import open_store
 
-        root = Path(self.settings.store) / self.settings.project
-        return open_store({"kind": "files", "root": str(root), "durable": self.settings.durable})
+        return open_store(self.settings.place)
 
     def spell(self, command: str, *arguments: str) -> str:
         """A command as the user would type it: ``python flow.py resume``, ``flowbook resume flow.py``."""

@@ -12,12 +12,13 @@ import getpass
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from flowbook import compat
 from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.settings import load_settings
-from flowbook.store import results
+from flowbook.store import layout, results
 from flowbook.store.base import Store, open_store
 
 USER = "user:"
@@ -68,8 +69,7 @@ def store() -> Store:
         return results._reader.store
     if (loaded := _of_notebook()) is not None:
         return loaded
-    settings = load_settings(Path.cwd(), os.environ)
-    return open_store({"kind": "files", "root": str(settings.store / settings.project)})
+    return open_store(load_settings(Path.cwd(), os.environ).place)
 
 
 def _of_notebook() -> Store | None:
@@ -79,17 +79,27 @@ def _of_notebook() -> Store | None:
 
 
 def metadata(where: str | Store | None) -> str:
-    """Choose the store of this process: ``files@/folder/of/a/project``, a store, or None for the one of the settings.
+    """Choose the store of this process: ``files@/folder/of/a/project``, ``s3://bucket/prefix/project``, a store, or None for the
+    one of the settings, which also say how a bucket is reached.
 
     Gives what `get_metadata` gives. Raises DefinitionError for anything else, and for a folder that is not there.
     """
     global _chosen
+    if isinstance(where, str) and layout.S3_URL.match(where):
+        root, _, project = where.rstrip("/").rpartition("/")
+        if root in ("s3:", "s3:/"):
+            root, project = where.rstrip("/"), ""
+        where = open_store(replace(load_settings(Path.cwd(), os.environ), store=root, project=project).place)
     if isinstance(where, str):
         path = Path(where.removeprefix(_FILES)).expanduser()
         if not where.startswith(_FILES) or not path.is_dir():
             why = f"{path} is no folder" if where.startswith(_FILES) else f"{where!r} does not begin with {_FILES!r}"
             raise DefinitionError(
-                Finding("metadata", why, f"Give {_FILES}/folder/of/a/project, where runs are kept; None: as the settings say.")
+                Finding(
+                    "metadata",
+                    why,
+                    f"Give {_FILES}/folder/of/a/project or s3://bucket/prefix/project, where runs are kept; None: as the settings say.",
+                )
             )
         where = open_store({"kind": "files", "root": str(path)})
     _chosen = where
@@ -100,7 +110,7 @@ def get_metadata() -> str:
     """Where runs are looked for, as `metadata` takes it."""
     found = store()
     root = getattr(found, "root", None)
-    return f"{_FILES}{root}" if root is not None else repr(found)
+    return f"{_FILES}{root}" if root is not None else found.where
 
 
 def default_metadata() -> str:

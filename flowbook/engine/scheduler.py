@@ -36,8 +36,8 @@ from flowbook.engine.launch.fork import ForkServers
 from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, find_devices, machine_capacity
 from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
 from flowbook.errors import StoreError, StoreMissing, StoreTooNew
-from flowbook.spec.flow import Resources, Spec, Step, from_json, next_token
-from flowbook.store import glance, layout
+from flowbook.spec.flow import Options, Resources, Spec, Step, from_json, next_token
+from flowbook.store import glance, layout, trust
 from flowbook.store.base import Store
 from flowbook.store.canon import entry_key
 
@@ -375,7 +375,7 @@ class Run:
         turn, self._turn = self._turn, []
         packed = events.pack(turn)
         key = layout.log(self.flow, self.run, self._number)
-        if not await self._insist(self.store.create, key, events.batch(packed)):
+        if not await self._insist(self.store.create, key, trust.sign_text(self.store, key, events.batch(packed))):
             raise SteppedBack
         self._number += 1
         self.packed.append(packed)
@@ -389,7 +389,10 @@ class Run:
         if not self._adopt:
             return state
         for key in self.store.list(layout.log_prefix(self.flow, self.run)):
-            found = events.unbatch(self.store.get(key), key)
+            data = self.store.get(key)
+            if not trust.is_right(self.store, key, data):  # it names what tasks unpickle: the items of fan-outs
+                raise StoreError(f"{key} was not written with this project's key; the run cannot be gone on with. Start a new one")
+            found = events.unbatch(data, key)
             for event in found:
                 state.apply(event)
                 if event.get("request"):
@@ -474,7 +477,13 @@ class Run:
         try:
             commit = results_commit(self.store, self.flow, place.run, place.step, place.index, place.part)
             watched = {name for name, level in state.spec.step(task.step).watch if level == "error"}
-            if commit is None or commit.get("caught") or commit.get("undeclared") or watched & set(commit.get("changed", ())):
+            if (
+                commit is None
+                or not trust.holds(self.store, commit)
+                or commit.get("caught")
+                or commit.get("undeclared")
+                or watched & set(commit.get("changed", ()))
+            ):
                 return None  # the last: a change in place which was lost when nobody read it, and which somebody reads now
             if not all(self.store.keep(layout.blob(blob)) for blob in _blobs(commit)):
                 return None
@@ -485,8 +494,8 @@ class Run:
         except (StoreError, TypeError, AttributeError, KeyError, ValueError, RecursionError):
             return None  # damaged: it is made again
         made = commit.setdefault("made_in", {"run": place.run, "index": list(place.index), "at": place.at})
-        text = json.dumps(commit, separators=(",", ":")).encode()
-        self.store.create(layout.commit(self.flow, self.run, task.step, task.index, task.part), text)
+        key = layout.commit(self.flow, self.run, task.step, task.index, task.part)
+        self.store.create(key, trust.sign(self.store, key, commit))
         steps = {step.name: step for step in state.spec.steps}
         plans = {
             name: facts["plans"][name]
@@ -628,7 +637,8 @@ class Run:
         step = self.state.spec.step(live.task.step) if self.state is not None else None
         if step is not None and step.next is not None:
             commit["next"] = list(step.next.steps)  # `check` allows --catch only where the way on needs no value
-        self.store.create(layout.commit(self.flow, self.run, live.task.step, live.task.index), json.dumps(commit).encode())
+        key = layout.commit(self.flow, self.run, live.task.step, live.task.index)
+        self.store.create(key, trust.sign(self.store, key, commit))
         return read_commit(self.store, self.flow, self.run, live.task)
 
     def _keep(self, live: Live) -> None:
@@ -734,7 +744,7 @@ class Run:
             self._slow_calls += time.perf_counter() - started > SLOW_S
 
     def _load(self) -> Spec:
-        data = json.loads(self.store.get(layout.spec(self.flow, self.run)))
+        data = trust.spec(self.store, self.flow, self.run)
         if data.get("version", 1) > SPEC_VERSION:
             raise StoreTooNew(f"run {self.run} was written by a newer flowbook. Restart the kernel after an upgrade")
         spec = from_json(Spec, data)

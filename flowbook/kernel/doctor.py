@@ -158,27 +158,40 @@ def _settings(session: Session) -> Iterator[Found]:
 
 def _store(session: Session) -> Iterator[Found]:
     store, name = session.store, f"{os.getpid()}-{os.urandom(8).hex()}"
+    if store.describe()["kind"] == "s3":
+        from flowbook.store.s3 import S3Store
+        from flowbook.store.s3_check import check
+
+        assert isinstance(store, S3Store)
+        told = [Found(*each) for each in check(store)]
+        yield from told
+        if any(each.state == "bad" for each in told):
+            yield Found("bad", f"the store {store.where} cannot be used")
+            return
     key = layout.probe(name, 0)
     try:
         store.create(key, b"probe")
         same = store.get(key) == b"probe"
     except StoreError as error:
-        yield Found("bad", f"the store {session.root} cannot be used: {error}")
+        yield Found("bad", f"the store {session.store.where} cannot be used: {error}")
         return
     finally:
         _clear(store, name)
     if not same:
-        yield Found("bad", f"the store {session.root} gives back something else than was written", "Use a store on another disk.")
+        yield Found("bad", f"the store {session.store.where} gives back something else than was written", "Use a store on another disk.")
         return
     number = json.loads(store.get(layout.STORE)).get("format") if store.exists(layout.STORE) else FORMAT
-    yield Found("ok", f"store {session.root}, format {number}, can be written")
+    yield Found("ok", f"store {session.store.where}, format {number}, can be written")
 
 
 def _free_space(session: Session) -> Iterator[Found]:
-    usage = shutil.disk_usage(next(p for p in (session.root, *session.root.parents) if p.exists()))
+    store = session.store
+    root = store.root if isinstance(store, FilesStore) else store.local_dir()
+    usage = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists()))
     if not usage.total:
         return  # no disk of which that can be said
-    text = f"{size_text(usage.free)} free on the store's disk ({100 * usage.free / usage.total:.0f} %)"
+    disk = "the store's disk" if isinstance(store, FilesStore) else f"the disk of {root}, where objects are kept that were read"
+    text = f"{size_text(usage.free)} free on {disk} ({100 * usage.free / usage.total:.0f} %)"
     if usage.free < LEAST_FREE_BYTES or usage.free < LEAST_FREE * usage.total:
         yield Found("warn", text, "`%flow gc --dry-run` says what could go; or use a store on another disk.")
     else:
@@ -192,7 +205,7 @@ def _create_if_absent(session: Session) -> Iterator[Found]:
         yield Found(
             "bad",
             f"create-if-absent is not kept: {wrong[0]}" + (f" ({len(wrong)} of {KEYS} keys)" if len(wrong) > 1 else ""),
-            "Results could be lost: use a store on a local disk, or on NFS 3 or later.",
+            "Results could be lost: use a store on a local disk, on NFS 3 or later, or in a bucket whose server has conditional writes.",
         )
     else:
         yield Found("ok", f"create-if-absent is kept: {WRITERS} writers at once, {KEYS} keys, one winner each")
@@ -269,16 +282,19 @@ def _hard_links(session: Session) -> Iterator[Found]:
 
 
 def _clock(session: Session) -> Iterator[Found]:
-    if not isinstance(session.store, FilesStore):
+    store = session.store
+    now = getattr(store, "now", None)
+    if now is None:
         return
-    skew = session.store.now() - time.time()
+    what = "the store's disk" if isinstance(store, FilesStore) else "the S3 server"
+    skew = now() - time.time()
     if abs(skew) > MOST_SKEW_S:
         word = "ahead of" if skew > 0 else "behind"
         yield Found(
-            "warn", f"the clock of the store's disk is {abs(skew):.0f} s {word} that of this machine", "Set both by a time server (NTP)."
+            "warn", f"the clock of {what} is {abs(skew):.0f} s {word} that of this machine", "Set both by a time server (NTP)."
         )
     else:
-        yield Found("ok", f"the clocks of the store's disk and of this machine agree (within {max(abs(skew), 0.1):.1f} s)")
+        yield Found("ok", f"the clocks of {what} and of this machine agree (within {max(abs(skew), 0.1):.1f} s)")
 
 
 def _size(session: Session) -> Iterator[Found]:
@@ -317,7 +333,7 @@ def _engine(session: Session) -> Iterator[Found]:
     answer = ping(own[0].socket) if own else None
     if answer is None:
         yield Found(
-            "warn", "an engine runs, but is not listed: a restarted kernel will not find it", f"Can {session.root}/local be written?"
+            "warn", "an engine runs, but is not listed: a restarted kernel will not find it", f"Can {session.store.local_dir()} be written?"
         )
         return
     text = f"the engine answers (process {answer.get('pid')}, {counted(len(answer.get('runs') or ()), 'open run')})"

@@ -402,7 +402,7 @@ def _texts(session: Session, run: Run, step: str | None, index: tuple[int, ...] 
         if session.store.exists(key):
             size = session.store.size(key)
             data = session.store.get_range(key, max(0, size - 1_000_000), size)
-            text = (f"… the first {size - 1_000_000:,} bytes are in {session.root / key}\n" if size > 1_000_000 else "") + data.decode(
+            text = (f"… the first {size - 1_000_000:,} bytes are in {session.store.where}/{key}\n" if size > 1_000_000 else "") + data.decode(
                 "utf-8", "replace"
             )
         else:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flowbook.engine import events
-from flowbook.errors import DefinitionError, EngineError, Finding, StoreError
+from flowbook.errors import DefinitionError, EngineError, Finding, StoreError, StoreMissing
 from flowbook.kernel.cells import notebook_path
 from flowbook.kernel.engine import RunKey, RunView, environment, gone
 from flowbook.spec import flow as flows
 from flowbook.spec.amounts import ago_text
 from flowbook.spec.flow import Spec
-from flowbook.store import layout
+from flowbook.store import garbage, layout
 
 if TYPE_CHECKING:
     from flowbook.kernel.session import FlowDef, Session
@@ -68,9 +68,7 @@ class Runs:
 
     def ids(self, flow: str) -> list[str]:
         """Every run of a flow, oldest first."""
-        folder = self._session.root / layout.flow_prefix(flow)
-        found = [p.name for p in folder.iterdir() if (p / "run.json").exists()] if folder.is_dir() else []
-        return sorted(found, key=layout.run_order)
+        return garbage.run_ids(self._session.store, flow)
 
     def read_spec(self, flow: str, run_id: str) -> dict[str, Any]:
         """The plain `run.json`. Raises StoreError if it is damaged."""
@@ -105,10 +103,11 @@ class Runs:
         known = self._opened.get((flow, run_id))
         if known is not None and known.view.ended != "lost":
             return known
-        ids = self.ids(flow)
-        if run_id not in ids:
-            raise DefinitionError(Finding("", f"there is no run {run_id} of {flow}", f"Runs of {flow}: {_listed(ids)}."))
-        spec = flows.from_json(Spec, self.read_spec(flow, run_id))
+        try:
+            spec = flows.from_json(Spec, self.read_spec(flow, run_id))
+        except StoreMissing:
+            found = Finding("", f"there is no run {run_id} of {flow}", f"Runs of {flow}: {_listed(self.ids(flow))}.")
+            raise DefinitionError(found) from None
         run = self._opened[flow, run_id] = Run(spec, self._view(spec), option=self._session.option(flow))
         run.params = {name: self._session.load_entry(entry, run) for name, entry in spec.params.items()}
         return run

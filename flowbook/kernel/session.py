@@ -128,8 +128,7 @@ class Session:
         self.folder = path.parent if path and path.parent.is_dir() else Path.cwd()
         self.settings: Settings = load_settings(self.folder, os.environ)
         self.flows: dict[str, FlowDef] = {}
-        self.root = Path(self.settings.store) / self.settings.project
-        self.store: Store = open_store({"kind": "files", "root": str(self.root), "durable": self.settings.durable})
+        self.store: Store = open_store(self.settings.place)
         self.engine = Engine(self.store, self._engine_environment(), str(path or ""), self.option)
         self.runs = Runs(self)
         self.names = Names(self)

@@ -38,6 +38,12 @@ class Store(Protocol):
     Raises StoreMissing where a key must exist, StoreFull and StoreReadOnly on writes, StoreError otherwise."""
 
     mapped: bool
+    key_file: str | None  # where the key is with which results are signed (trust.py); None: nothing here needs a signature
+
+    @property
+    def where(self) -> str:
+        """Where it is, for people: a folder, or ``s3://bucket/prefix``."""
+        ...
 
     def get(self, key: str) -> bytes:
         """The whole object."""
@@ -111,7 +117,10 @@ class Store(Protocol):
 
 
 def open_store(description: Mapping[str, Any]) -> Store:
-    """The store that `describe` described: ``{"kind": "files", "root": "/…/project"}``. Raises StoreError for any other."""
+    """The store that `describe` described: ``{"kind": "files", "root": "/…/project"}``, or ``{"kind": "s3", "bucket", "prefix", …}``.
+
+    Raises StoreError for any other. Nothing is asked of a server here.
+    """
     kind = description.get("kind")
     if kind == "files":
         from flowbook.store.files import FilesStore
@@ -120,7 +129,15 @@ def open_store(description: Mapping[str, Any]) -> Store:
         if not isinstance(root, str) or not root:
             raise StoreError(f"a files store needs a root folder, got {root!r}")
         return FilesStore(root, durable=bool(description.get("durable", False)))
-    raise StoreError(f"no kind of store {kind!r}; known: 'files'")
+    if kind == "s3":
+        from flowbook.store.s3 import S3Store
+
+        given = {name: value for name, value in description.items() if name != "kind"}
+        unknown = given.keys() - {"bucket", "prefix", "endpoint", "region", "profile", "encryption", "key_file"}
+        if unknown or not isinstance(given.get("bucket"), str) or not all(isinstance(value, str) for value in given.values()):
+            raise StoreError(f"an S3 store needs a bucket and knows no {', '.join(sorted(unknown)) or 'such values'}: {given!r}")
+        return S3Store(**given)
+    raise StoreError(f"no kind of store {kind!r}; known: 'files', 's3'")
 
 
 def check_key(key: str) -> str:

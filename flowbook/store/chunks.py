@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowbook.errors import ArtifactError, StoreError, StoreMissing
-from flowbook.store import layout
+from flowbook.store import layout, trust
 from flowbook.store.base import Buffer, Store
 
 Json = Any
@@ -99,8 +99,8 @@ class Shelf:
             number += 1
             whole = {"v": VERSION, "number": number, "attempt": attempt, "made_at": round(time.time(), 3), **manifest}
             whole["check"] = _check(whole)
-            data = json.dumps(whole, separators=(",", ":")).encode()
-            if self.store.create(layout.checkpoint(self.flow, self.run, self.step, self.index, number), data):
+            key = layout.checkpoint(self.flow, self.run, self.step, self.index, number)
+            if self.store.create(key, trust.sign(self.store, key, whole)):
                 return whole
 
     # ---- reading ----
@@ -113,13 +113,15 @@ class Shelf:
     def manifest(self, number: int) -> Manifest:
         key = layout.checkpoint(self.flow, self.run, self.step, self.index, number)
         try:
-            found = json.loads(self.store.get(key))
+            found = trust.read(self.store, key, self.store.get(key))
         except StoreMissing:
             raise DamagedCheckpoint(f"{key} is gone") from None
         except ValueError:
             raise DamagedCheckpoint(f"{key} is not JSON") from None
         if not isinstance(found, dict) or found.get("check") != _check(found):
             raise DamagedCheckpoint(f"{key} is not what was written")
+        if not trust.holds(self.store, found):  # what it leads to is unpickled
+            raise DamagedCheckpoint(f"{key} was not written with this project's key ({trust.VARIABLE})")
         if found.get("v") != VERSION:
             raise DamagedCheckpoint(f"{key} was written by a later flowbook")
         return found
@@ -224,7 +226,7 @@ def _kept(found: list[Manifest]) -> Iterator[Manifest]:
 
 
 def _check(manifest: Mapping[str, Json]) -> str:
-    text = json.dumps({name: value for name, value in manifest.items() if name != "check"}, sort_keys=True)
+    text = json.dumps({name: value for name, value in manifest.items() if name not in ("check", "sig")}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from flowbook.errors import ArtifactError, FlowbookError, NotPicklable
-from flowbook.store import canon, layout, preview
+from flowbook.store import canon, layout, preview, trust
 from flowbook.store.base import Buffer, Store
 
 MAGIC = b"FLOWBK1\n"
@@ -311,13 +311,16 @@ def decode(
     keys: Keys | None = None,
     notes: list[str] | None = None,
     store: Store | None = None,
+    trusted: bool = False,
 ) -> Any:
-    """The value that `encode` wrote. Arrays lie over `buffer` itself if that is writable, else over a copy.
+    """The value that `encode` wrote. `trusted`: a document with the project's signature names these bytes; asked of stores that sign. Arrays lie over `buffer` itself if that is writable, else over a copy.
 
     A definition of the notebook is taken from `main` (this process's own by default), else from `resolve(qualname, key)`. With
     `keys`, a definition that differs from the one at the time of saving is told in `notes`. Raises ArtifactError, naming `name`,
     for damaged data and for whatever the value needs and is not there.
     """
+    if store is not None and store.key_file is not None and not trusted:
+        raise trust.refusal(store, name)
     view = memoryview(buffer).cast("B")
     header, start = _read_header(view, name)
     stream = _piece(view, start, header.get("pickle"), name)
@@ -476,11 +479,13 @@ def entry(store: Store, name: str, value: Any, *, main: Main = None, keys: Keys 
     if isinstance(value, types.ModuleType):
         if value.__name__ == "__main__" or value.__name__ not in sys.modules:
             raise NotPicklable(name, f"the module {value.__name__} cannot be imported by name")
-        found = {"kind": "module", "module": value.__name__, "type": "module", "repr": f"<module {value.__name__!r}>"}
+        found = trust.Signed(kind="module", module=value.__name__, type="module", repr=f"<module {value.__name__!r}>")
         # Which module it is tells its name; which state of it, a local one its content, an installed one its version.
         content = keys(f"module {value.__name__.partition('.')[0]}") if keys is not None else None
         version = content or getattr(value, "__version__", None)
-        return found | ({"key": canon.short_hash(f"{value.__name__} {version}")} if isinstance(version, str) else {})
+        if isinstance(version, str):
+            found["key"] = canon.short_hash(f"{value.__name__} {version}")
+        return found
     if is_json(value):
         return _json_entry(value)
     return finish(store, encode(value, name=name, main=main, root=root, keys=keys, store=store), value, main=main, keys=keys)
@@ -492,7 +497,7 @@ def finish(store: Store, encoded: Encoded, value: Any, *, main: Main = None, key
         return _json_entry(value)
     from flowbook.store import pickler
 
-    where: dict[str, Any] = {"kind": "value"}
+    where: dict[str, Any] = trust.Signed(kind="value")
     if encoded.nbytes <= INLINE_BYTES:
         where["inline"] = base64.b64encode(encoded.join()).decode()
     else:
@@ -531,6 +536,8 @@ def load(
     kind = entry.get("kind")
     if kind == "json":
         return entry["json"]
+    if not trust.holds(store, entry):
+        raise trust.refusal(store, name)
     if kind == "module":
         try:
             for submodule in entry.get("submodules", ()):
@@ -541,7 +548,8 @@ def load(
             raise _unloadable(name, error) from error
     if kind != "value":
         raise ArtifactError(f"{name} is of the unknown kind {kind!r}; a later flowbook may have written it")
-    return decode(stored(store, entry, name=name), name=name, main=main, resolve=resolve, keys=keys, notes=notes, store=store)
+    data = stored(store, entry, name=name)
+    return decode(data, name=name, main=main, resolve=resolve, keys=keys, notes=notes, store=store, trusted=True)
 
 
 def stored(store: Store, entry: Mapping[str, Any], *, name: str = "value") -> Buffer:

@@ -35,6 +35,7 @@ class FilesStore:
     """Objects under `root`, which is made on the first write, open to its owner only."""
 
     mapped = True
+    key_file: str | None = None
 
     def __init__(self, root: Path | str, *, durable: bool = False) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -45,6 +46,10 @@ class FilesStore:
 
     def __repr__(self) -> str:
         return f"FilesStore({self._base!r})"
+
+    @property
+    def where(self) -> str:
+        return self._base
 
     # ---- reading ----
 

@@ -83,6 +83,11 @@ def collect(
         _sweep_blobs(store, min_age_s, report)
     if isinstance(store, files.FilesStore) and store.root.is_dir() and not dry_run:
         _sweep_files(store, min_age_s, report)
+    elif (sweep := getattr(store, "sweep", None)) is not None:  # of S3, which this room need not load to ask
+        try:
+            sweep(min_age_s, dry_run=dry_run)
+        except StoreError as error:
+            report.troubles.append(f"unfinished uploads could not be given up: {error}")
     return report
 
 

@@ -32,6 +32,8 @@ FLOW_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")  # flows: notebook
 
 STORE = "store.json"
 
+S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=!+-][A-Za-z0-9_=!+.-]*)*/?\Z")  # bucket and prefix
+
 
 def task_key(index: Index, part: str = "body") -> str:
     """TASK in a key: ``0`` outside any fan-out, ``2`` or ``2.5`` inside; a plan task ends in ``plan``.

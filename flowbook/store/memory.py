@@ -18,6 +18,8 @@ class MemoryStore:
     """Objects in a dict. Another process cannot open it."""
 
     mapped = False
+    key_file: str | None = None
+    where = "this process's memory"
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from flowbook.spec import flow as flows
 from flowbook.spec.flow import Spec
-from flowbook.store import layout
+from flowbook.store import layout, trust
 from flowbook.store.base import Store
 
 
@@ -16,7 +15,7 @@ def take_number(spec: Spec, store: Store) -> Spec:
     number = 1 + max((int(run) for run in store.names(layout.flow_prefix(spec.flow).rstrip("/")) if run.isdigit()), default=0)
     while True:
         numbered = dataclasses.replace(spec, run=str(number))
-        data = json.dumps(flows.to_json(numbered), separators=(",", ":")).encode()
-        if store.create(layout.spec(spec.flow, numbered.run), data):
+        key = layout.spec(spec.flow, numbered.run)
+        if store.create(key, trust.sign(store, key, flows.to_json(numbered))):
             return numbered
         number += 1

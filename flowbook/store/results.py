@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
-import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -18,7 +17,7 @@ from typing import Any, overload
 
 from flowbook.errors import ArtifactError, NotPicklable, StoreError, StoreMissing
 from flowbook.spec.flow import is_token, task_name
-from flowbook.store import canon, codec, layout, preview
+from flowbook.store import canon, codec, layout, preview, trust
 from flowbook.store.base import Buffer, Store
 
 Json = Any
@@ -31,7 +30,7 @@ def read_commit(store: Store, flow: str, run: str, step: str, index: layout.Inde
     """The COMMIT of a task, None if there is none yet. Raises StoreError, naming the key, if it is not JSON."""
     key = layout.commit(flow, run, step, index, part)
     try:
-        data = json.loads(store.get(key))
+        data = trust.read(store, key, store.get(key))
     except StoreMissing:
         return None
     except ValueError:
@@ -95,9 +94,7 @@ class Reader:
             plan = (host or {}).get("plans", {}).get(name, {})
             if "items" not in plan:
                 raise NoArtifact(f"the items of {name} are no longer in the store. Run it again.")
-            item = read_item(
-                self.store, plan["items"], index[depth], main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes
-            )
+            item = read_item(self.store, plan, index[depth], main=self.main, resolve=self.resolve, keys=self.keys, notes=self.notes)
             found.append((index[depth], int(plan["count"]), item))
         return found
 
@@ -173,7 +170,7 @@ class Reader:
         if (flow, run) not in self._specs:
             key = layout.spec(flow, run)
             try:
-                found = json.loads(self.store.get(key))
+                found = trust.read(self.store, key, self.store.get(key))
                 [step["name"] for step in found["steps"]]
             except StoreMissing:
                 found = {}  # the run was removed
@@ -732,7 +729,7 @@ def _item_key(value: Any, encoded: codec.Encoded | None, main: codec.Main, keys:
 
 def read_item(
     store: Store,
-    blob: str,
+    plan: Mapping[str, Json],
     i: int,
     *,
     name: str | None = None,
@@ -741,16 +738,19 @@ def read_item(
     keys: codec.Keys | None = None,
     notes: list[str] | None = None,
 ) -> Any:
-    """Item `i` of a fan-out; reads its two offsets and itself. Raises ArtifactError for damaged data, IndexError for i < 0."""
+    """Item `i` of the fan-out that a PLAN tells of; reads its two offsets and itself. Of a store whose results are signed all items are
+    fetched, into a file of this machine: only the whole can be checked against its address. Raises ArtifactError for damaged data, IndexError for i < 0."""
     name = name or f"item {i}"
     if i < 0:
         raise IndexError(f"no item {i}")
-    key = layout.blob(blob)
-    whole = store.open(key) if store.mapped else None
+    key = layout.blob(plan["items"])
+    whole = store.open(key) if store.mapped or store.key_file is not None else None
     where = whole[8 + 8 * i : 24 + 8 * i] if whole is not None else store.get_range(key, 8 + 8 * i, 24 + 8 * i)
     first, last = struct.unpack("<2Q", where) if len(where) == 16 else (0, 0)
-    size = len(whole) if whole is not None else store.size(key)
-    if not 8 + 8 * (i + 2) <= first < last <= size:
+    data: Buffer = b""
+    if 8 + 8 * (i + 2) <= first < last:
+        data = whole[first:last] if whole is not None else bytearray(store.get_range(key, first, last))
+    if not data or len(data) != last - first:
         raise ArtifactError(f"the stored items have no item {i}, or are damaged. Run the step that made them again (%flow run --fresh).")
-    data: Buffer = whole[first:last] if whole is not None else bytearray(store.get_range(key, first, last))
-    return codec.decode(data, name=name, main=main, resolve=resolve, keys=keys, notes=notes, store=store)
+    trusted = trust.holds(store, plan)
+    return codec.decode(data, name=name, main=main, resolve=resolve, keys=keys, notes=notes, store=store, trusted=trusted)

@@ -28,7 +28,7 @@ from flowbook.errors import ArtifactError, FlowbookError, NotPicklable, StepFail
 from flowbook.spec import flow as flows
 from flowbook.spec.flow import Input, Spec, Step, task_name
 from flowbook.spec.retries import qualifies
-from flowbook.store import codec, layout, preview, results
+from flowbook.store import codec, layout, preview, results, trust
 from flowbook.store.base import Store, open_store
 from flowbook.worker import current, execute, modules, output
 from flowbook.worker.scope import Bound, Scope
@@ -94,7 +94,7 @@ def read_spec(order: Order) -> tuple[Store, Spec]:
     key = _spec_key(order)
     if key not in _specs:
         store = open_store(order["store"])
-        spec = flows.from_json(Spec, json.loads(store.get(layout.spec(order["flow"], order["run"]))))
+        spec = flows.from_json(Spec, trust.spec(store, order["flow"], order["run"]))
         while len(_specs) >= SPECS:
             del _specs[next(iter(_specs))]
         _specs[key] = store, spec
@@ -740,7 +740,7 @@ class Attempt:
         output.flush()
         data = json.dumps(commit, separators=(",", ":")).encode()
         # False: another attempt committed this task first, and its result stands.
-        self._guarded(lambda: self.store.create(layout.commit(self.spec.flow, self.spec.run, self.step.name, self.index, self.part), data))
+        self._guarded(lambda: self.store.create(key, trust.sign(self.store, key, commit)))
 
 
 class _Phase:

@@ -289,7 +289,9 @@ class Live:
     def decode(self, data: bytearray) -> Any:
         scope = getattr(self._attempt, "scope", None)
         resolve = scope.resolve if scope is not None else None
-        return codec.decode(data, name="checkpoint", main=self._attempt.main, resolve=resolve, store=self._store)
+        return codec.decode(
+            data, name="checkpoint", main=self._attempt.main, resolve=resolve, store=self._store, trusted=True
+        )  # by its manifest
 
     # ---- a state of the user's own ----
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flowbook.errors import ArtifactError, NotPicklable
 from flowbook.spec.flow import Next, Step, is_token
 from flowbook.spec.flowspec import FlowSpec, MergeError, NextError, ReadOnly, Transition, process
-from flowbook.store import codec, compare, layout, results
+from flowbook.store import codec, compare, layout, results, trust
 from flowbook.worker import execute, modules
 from flowbook.worker.scope import Bound
 
@@ -218,7 +218,7 @@ class MethodTask:
         if depth not in self._items:
             scope, (blob, i, _) = self.attempt.scope, fans[depth]
             self._items[depth] = results.read_item(
-                self.store, blob, i, main=scope.main, resolve=scope.resolve, keys=scope.key_of, notes=scope.notes
+                self.store, trust.Signed(items=blob), i, main=scope.main, resolve=scope.resolve, keys=scope.key_of, notes=scope.notes
             )
         return self._items[depth]
 

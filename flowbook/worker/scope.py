@@ -13,7 +13,7 @@ from typing import Any
 
 from flowbook.errors import ArtifactError
 from flowbook.spec.flow import Spec, Step, task_name
-from flowbook.store import canon, codec, layout, results
+from flowbook.store import canon, codec, layout, results, trust
 from flowbook.store.base import Store
 
 Json = Any
@@ -233,5 +233,5 @@ class Scope:
     def item(self, item: Mapping[str, Json]) -> Any:
         """The value of the fan-out's item, a fresh one each time."""
         return results.read_item(
-            self.store, item["blob"], item["i"], main=self.main, resolve=self.resolve, keys=self.key_of, notes=self.notes
+            self.store, trust.Signed(items=item["blob"]), item["i"], main=self.main, resolve=self.resolve, keys=self.key_of, notes=self.notes
         )

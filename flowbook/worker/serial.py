@@ -25,7 +25,7 @@ from flowbook.errors import FlowbookError, StoreError
 from flowbook.spec import flow as flows
 from flowbook.spec.flow import Input, Spec, Step, task_name
 from flowbook.spec.retries import qualifies
-from flowbook.store import codec, compare, layout, preview, results, values
+from flowbook.store import codec, compare, layout, preview, results, trust, values
 from flowbook.store.base import Store, open_store
 from flowbook.worker import current, execute, modules, output
 from flowbook.worker.attempt import lasting
@@ -50,7 +50,7 @@ def run(order: Mapping[str, Json]) -> int:
     os.dup2(2, 1)  # whatever the bodies print is not the report
     try:
         store = open_store(order["store"])
-        spec: Spec = flows.from_json(Spec, json.loads(store.get(layout.spec(order["flow"], order["run"]))))
+        spec: Spec = flows.from_json(Spec, trust.spec(store, order["flow"], order["run"]))
         report = serial(spec, store, order)
     except Exception as error:
         report = {"equal": [], "different": [], "missing": [], "error": f"{type(error).__name__}: {message_of(error)}"}

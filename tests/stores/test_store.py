@@ -15,8 +15,10 @@ from flowbook.store.files import FilesStore
 from flowbook.store.memory import MemoryStore
 
 
-@pytest.fixture(params=["files", "memory"])
+@pytest.fixture(params=["files", "memory", "s3"])
 def store(request, tmp_path):
+    if request.param == "s3":
+        return request.getfixturevalue("s3")()
     return FilesStore(tmp_path / "project") if request.param == "files" else MemoryStore()
 
 
