@@ -738,7 +738,7 @@ class Attempt:
             **more,
         }
         output.flush()
-        data = json.dumps(commit, separators=(",", ":")).encode()
+        key = layout.commit(self.spec.flow, self.spec.run, self.step.name, self.index, self.part)
         # False: another attempt committed this task first, and its result stands.
         self._guarded(lambda: self.store.create(key, trust.sign(self.store, key, commit)))
 
