@@ -193,11 +193,13 @@ def spec_of(
     life: str = "",
     branch: str | None = None,
     production: bool = False,
+    finish: Callable[[Spec], Spec] = lambda spec: spec,
 ) -> Spec:
     """Write the spec of a run and take its number. `params` are values by attribute (parameters.resolve); what is left out is the default.
 
     `origin`: the run that this one resumes, whose results are taken as far as nothing that they depend on has changed; the steps in
-    `again` run in any case, and what comes after them if it depends on them. Raises DefinitionError.
+    `again` run in any case, and what comes after them if it depends on them. `finish` has the last word before the spec is written.
+    Raises DefinitionError.
     """
     program.check()
     code = code or code_of_file(program, store)
@@ -231,7 +233,7 @@ def spec_of(
         compat=_resolves_metaflow(),
         project=_project(program.cls, user or user_name(), branch, production),
     )
-    return take_number(spec, store)
+    return take_number(finish(spec), store)
 
 
 def _project(cls: type, user: str | None, branch: str | None, production: bool) -> dict[str, Any]:
@@ -295,7 +297,9 @@ def _steps(
         if _sees_its_place(node):
             parts["current"] = canon.short_hash("its place")
         parts["joins"] = canon.short_hash(json.dumps(step.options.join))
-        parts["options"] = canon.short_hash(json.dumps([step.options.catch, sorted(step.options.env, key=str), step.options.extra]))
+        parts["options"] = canon.short_hash(
+            json.dumps([step.options.catch, sorted(step.options.env, key=str), _lasting(step.options.extra)])
+        )
         parts["Python"] = canon.short_hash(f"{sys.version_info.major}.{sys.version_info.minor}")
         if step.name in again:
             parts[ASKED] = secrets.token_hex(8)
@@ -306,6 +310,15 @@ def _steps(
         captures = code.step_captures
         keyed.append(dataclasses.replace(step, key=key, plan_key=plan_key, parts=parts, captures=captures))
     return tuple(keyed)
+
+
+def _lasting(extra: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What of the decorators for other places a result depends on: where a step ran is nothing, which image it ran in is."""
+    found = []
+    for name, text in extra:
+        image = json.loads(text).get("image") if name == "kubernetes" else None
+        found += [(name, str(image))] if image else [] if name == "kubernetes" else [(name, text)]
+    return found
 
 
 def _mentioned(node: Node) -> frozenset[str]:

@@ -15,6 +15,7 @@
     │   ├── StoreReadOnly      the store cannot be written
     │   └── StoreTooNew        written by a newer flowbook
     └── EngineError            the engine process cannot be started or reached
+        └── ClusterError       the cluster cannot be reached, or refuses
 
 A message names the place, the cause and the next move. `_render_traceback_` is IPython's hook for an exception that
 draws itself: a user's mistake never shows a traceback of our own code.
@@ -118,3 +119,7 @@ class StoreTooNew(StoreError):
 
 class EngineError(FlowbookError):
     """The engine process cannot be started or reached."""
+
+
+class ClusterError(EngineError):
+    """The cluster cannot be reached, or refuses."""

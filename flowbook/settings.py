@@ -57,8 +57,29 @@ class Settings:
     s3_region: str | None = None
     s3_profile: str | None = None
     s3_encryption: str | None = None
+    kubernetes_context: str | None = None
+    kubernetes_namespace: str | None = None
+    kubernetes_image: str | None = None
+    kubernetes_service_account: str | None = None
+    kubernetes_secret: str | None = None
+    kubernetes_tiers: tuple[Mapping[str, Any], ...] | None = None
+    kubernetes_max_pods: int = 100
+    kubernetes_max_gpus: int = 16
+    kubernetes_pending: float = 3600.0
+    kubernetes_user: int = 1000
+    kubernetes_template: bool = False
+    kubernetes_scale: float = 1.0
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def cluster(self) -> dict[str, Any] | None:
+        """What pods of a cluster are told (podspec.Cluster); None where the store is a folder of this machine, which they do not reach."""
+        if isinstance(self.store, Path):
+            return None
+        found = {name.removeprefix("kubernetes_"): value for name, value in vars(self).items() if name.startswith("kubernetes_")}
+        found["pending_s"] = found.pop("pending")
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def place(self) -> dict[str, Any]:
@@ -69,6 +90,40 @@ class Settings:
         given = {"endpoint": self.s3_endpoint, "region": self.s3_region, "profile": self.s3_profile, "encryption": self.s3_encryption}
         place = {"kind": "s3", "bucket": bucket, "prefix": f"{prefix.strip('/')}/{self.project}".strip("/")}
         return place | {name: value for name, value in given.items() if value} | {"key_file": str(key_file(self.project))}
+
+
+def _seconds(value: Any) -> float:
+    """A number of seconds, or a text such as ``30m``."""
+    from flowbook.errors import DefinitionError
+    from flowbook.spec.options import parse_duration
+
+    try:
+        return parse_duration(str(value)) if not isinstance(value, bool) else 0.0
+    except DefinitionError:
+        raise ValueError("a time, such as 90s, 15m, 2h") from None
+
+
+def _share(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number <= 1 or isinstance(value, bool):
+        raise ValueError("a number above 0 and up to 1")
+    return number
+
+
+def _tables(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """A list of tables; in an environment variable as JSON. What they mean is checked by those who use them (podspec.read_tiers)."""
+    import json
+
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if isinstance(found, list) and found and all(isinstance(row, dict) and type(row.get("gpus")) is int for row in found):
+        return tuple(found)
+    raise ValueError('a list of tables, such as [{gpus = 0}, {gpus = 1, labels = {kind = "l4"}}], in JSON where it is a variable')
 
 
 def _boolean(value: Any) -> bool:
@@ -159,6 +214,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("s3_region", _text("eu-west-1"), "region of the bucket; default: AWS_REGION, AWS_DEFAULT_REGION, else what the bucket says"),
     Setting("s3_profile", _text("research"), "profile of ~/.aws whose credentials are used; default: those of the environment"),
     Setting("s3_encryption", _encryption, "how objects are encrypted: AES256, kms or kms:KEY; default: as the bucket does"),
+    Setting("kubernetes_context", _text("my-cluster"), "context of the kubeconfig; default: its current one"),
+    Setting("kubernetes_namespace", _text("team-a"), "namespace of the pods; default: that of the context, or the kernel's own"),
+    Setting("kubernetes_image", _text("registry/name:tag"), "image of the pods; default: that of the kernel's hub, else python:3.x"),
+    Setting("kubernetes_service_account", _text("flowbook-steps"), "account of the pods, for the store's credentials"),
+    Setting("kubernetes_secret", _text("flowbook-store"), "Secret whose keys are set as variables in each pod: the store's credentials"),
+    Setting("kubernetes_tiers", _tables, "which nodes a step may use, by the GPUs that it asks for"),
+    Setting("kubernetes_max_pods", _whole(1), "most pods of a run at once; --yes lifts it"),
+    Setting("kubernetes_max_gpus", _whole(0), "most GPUs of a run at once; --yes lifts it"),
+    Setting("kubernetes_pending", _seconds, "how long a pod may wait for a node or a quota before its attempt has failed"),
+    Setting("kubernetes_user", _whole(1), "user id under which pods run"),
+    Setting("kubernetes_template", _boolean, "whether @kubernetes(template=…) may give raw pods"),
+    Setting("kubernetes_scale", _share, "share of cpu, memory and disk that is really asked for: to try flows on small clusters"),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 

@@ -35,6 +35,7 @@ def tag(place: Place, given: argparse.Namespace) -> int:
 
 def gc(place: Place, given: argparse.Namespace) -> int:
     """``gc``: what is kept is decided in store/garbage.py."""
+    from flowbook.engine.launch.sweep import swept
     from flowbook.kernel.housekeeping import orphans, remove, told
     from flowbook.store import garbage
 
@@ -46,7 +47,8 @@ def gc(place: Place, given: argparse.Namespace) -> int:
     report = garbage.collect(place.store, keep, flow, dry_run=given.dry_run, spare_young=given.keep is None)
     left = orphans(place.store)
     left_bytes = sum(remove(orphan, dry_run=given.dry_run) for orphan in left)
-    print("\n".join(told(report, left, left_bytes, time.perf_counter() - begun)))
+    lines = told(report, left, left_bytes, time.perf_counter() - begun)
+    print("\n".join([*lines, *swept(place.store, place.settings.cluster, dry_run=given.dry_run)]))
     return FAILED if report.troubles else SUCCEEDED
 
 

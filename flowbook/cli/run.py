@@ -30,7 +30,7 @@ from flowbook.engine.launch.local import Attempt, environment
 from flowbook.engine.scheduler import Machine, Run
 from flowbook.engine.scheduler import Place as Surroundings
 from flowbook.engine.server import Server
-from flowbook.errors import DefinitionError, Finding, StoreError
+from flowbook.errors import ClusterError, DefinitionError, Finding, StoreError
 from flowbook.spec.decorators import notes_of
 from flowbook.spec.flow import Spec
 from flowbook.store import codec, layout
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-CLUSTERS = ("kubernetes", "batch")  # decorators that ask for other machines than this one
+CLUSTERS = ("kubernetes",)  # decorators that ask for other machines than this one
 
 
 def run(place: Place, given: argparse.Namespace) -> int:
@@ -65,7 +65,7 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
     from flowbook import build
 
     assert place.cls is not None
-    program = build.program_of(place.cls, with_marks=marks_of(given.withs))
+    program = build.program_of(place.cls, with_marks=marks_of(given.withs, place.settings.cluster is not None))
     program.check()
     steps = [node.name for node in program.graph.nodes]
     for step in again:
@@ -75,6 +75,7 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         print(f"{word} means nothing here and is ignored", file=sys.stderr)
     _must_be_writable(given.run_id_file)
     user = build.user_name()
+    placing = _Placing(place, bool(given.yes), origin)
     spec = build.spec_of(
         program,
         place.store,
@@ -86,18 +87,47 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         user=user,
         branch=place.given.branch,
         production=place.given.production,
+        finish=placing,
     )
     with _Held() as held:  # from now on there is a run, which is stopped and not just left
         _tell_run(place, spec, given)
         screen = screen_for(spec, quiet=given.quiet)
         for name, options in program.options.items():
-            for note in notes_of(options):
+            for note in notes_of(options) if placing.cluster is None else ():
                 screen.say(f"step {name}: {note}")
         for note in program.notes:
             screen.say(note)
-        code = _drive(place, spec, screen, held)
+        code = _drive(place, spec, screen, held, placing.cluster)
     _retire(place, spec.flow)
     return code
+
+
+class _Placing:
+    """Decides, as a spec is about to be written, whether steps go to a cluster; `cluster` is then what the engine is told of it.
+
+    Raises NotConfigured where there is none, before there is a run.
+    """
+
+    def __init__(self, place: Place, yes: bool, origin: Spec | None) -> None:
+        self._place, self._yes, self._origin = place, yes, origin
+        self.cluster: dict[str, Any] | None = None
+
+    def __call__(self, spec: Spec) -> Spec:
+        steps = [*spec.steps, *(self._origin.steps if self._origin is not None else ())]
+        if not any(name in CLUSTERS for step in steps for name, _ in step.options.extra):
+            return spec
+        from flowbook.engine.launch.placing import placed, placement_of
+
+        every = placement_of(self._origin) if self._place.settings.cluster is not None else None
+        spec, self.cluster = placed(spec, self._place.settings.cluster, os.environ, every=every, yes=self._yes)
+        if self.cluster is not None:
+            from flowbook.engine.launch.apiserver import Api
+
+            try:
+                Api.connect(self.cluster.get("context"))
+            except ClusterError as error:
+                raise NotConfigured(f"{error}. Nothing was run.") from None
+        return spec
 
 
 def _retire(place: Place, flow: str) -> None:
@@ -135,11 +165,11 @@ class _Held:
             signal.signal(number, handler)
 
 
-def _drive(place: Place, spec: Spec, screen: Screen, held: _Held) -> int:
-    surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path))
+def _drive(place: Place, spec: Spec, screen: Screen, held: _Held, cluster: Mapping[str, Any] | None) -> int:
+    surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path), cluster)
     env = environment(Attempt({}, Path(os.devnull), surroundings.env))  # of attempts that ask for one core, as most do
     driver = Driver(place.store, spec, screen, surroundings, held.came)
-    if (forked := nearby.fork_server(spec, env)) is not None:
+    if cluster is None and (forked := nearby.fork_server(spec, env)) is not None:
         driver.servers.append((forked, env))
     begun = time.monotonic()
     ended = asyncio.run(driver.drive())
@@ -180,19 +210,18 @@ def values(place: Place, given: Mapping[str, str], origin: Spec | None, user: st
     return {**found, **kept}
 
 
-def marks_of(withs: list[str]) -> list[Mark]:
-    """--with NAME:k=v as marks. Raises NotConfigured for a cluster, since none is set up here."""
+def marks_of(withs: list[str], clustered: bool) -> list[Mark]:
+    """--with NAME:k=v as marks. Raises NotConfigured for a cluster that is not `clustered`: whose pods would not reach the store."""
     if not withs:
         return []
     from flowbook.spec.decorators import parse_with
 
     marks = [parse_with(text) for text in withs]
     for mark in marks:
-        if mark.name in CLUSTERS:
-            raise NotConfigured(
-                f"--with {mark.name}: no cluster is set up here, and this flowbook has no launcher for one yet. Nothing was run. "
-                "Without it the steps run on this machine."
-            )
+        if mark.name in CLUSTERS and not clustered:
+            from flowbook.engine.launch.placing import NO_STORE
+
+            raise NotConfigured(f"--with {mark.name}: {NO_STORE}.")
     return marks
 
 

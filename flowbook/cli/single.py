@@ -24,7 +24,7 @@ def test(place: Place, given: argparse.Namespace) -> int:
     from flowbook.cli.run import marks_of, values
 
     assert place.cls is not None
-    program = build.program_of(place.cls, with_marks=marks_of(given.withs))
+    program = build.program_of(place.cls, with_marks=marks_of(given.withs, place.settings.cluster is not None))
     program.check()
     inputs = read_inputs(given.input)
     item = inputs.pop(ITEM, testing.NOTHING)

@@ -67,3 +67,22 @@ def admit(
             break
         found.append((what, grant, notes))
     return found
+
+
+def admit_pods(
+    ready: Iterable[tuple[T, Resources]], running: Iterable[Resources], max_pods: int, max_gpus: int, most: int | None = None
+) -> list[tuple[T, Resources]]:
+    """The same for pods of a cluster, which has room by itself: under the ceilings of a run. An ask above them all starts alone.
+
+    >>> admit_pods([("a", Resources(gpu=4)), ("b", Resources(gpu=1))], [], max_pods=9, max_gpus=2)
+    [('a', Resources(cpu=1.0, memory_mb=None, gpu=4, disk_mb=None, shared_memory_mb=None))]
+    """
+    granted = list(running)
+    pods, gpus = len(granted), sum(each.gpu for each in granted)
+    found: list[tuple[T, Resources]] = []
+    for what, ask in ready:
+        if pods >= max_pods or (most is not None and len(found) >= most) or (gpus and ask.gpu and gpus + ask.gpu > max_gpus):
+            break
+        pods, gpus = pods + 1, gpus + ask.gpu
+        found.append((what, ask))
+    return found

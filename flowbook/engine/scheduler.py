@@ -26,20 +26,24 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from flowbook.engine import cache, events
-from flowbook.engine.admission import Capacity, admit
+from flowbook.engine.admission import Capacity, admit, admit_pods
 from flowbook.engine.cache import Cache
 from flowbook.engine.events import DIED, Event, Json, Task
 from flowbook.engine.launch.fork import ForkServers
 from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, find_devices, machine_capacity
+from flowbook.engine.launch.podspec import Cluster, asked, in_cluster, pod_of
 from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
 from flowbook.errors import StoreError, StoreMissing, StoreTooNew
 from flowbook.spec.flow import Options, Resources, Spec, Step, from_json, next_token
 from flowbook.store import glance, layout, trust
 from flowbook.store.base import Store
 from flowbook.store.canon import entry_key
+
+if TYPE_CHECKING:
+    from flowbook.engine.launch.kubernetes import Pods
 
 T = TypeVar("T")
 
@@ -76,6 +80,7 @@ class Machine:
             self.local.devices = [str(i) for i in range(self.capacity.gpus)]
         self.granted: dict[object, Resources] = {}
         self.wakers: set[Callable[[], None]] = set()  # of the runs that may wait for room
+        self.clusters: dict[str, Pods] = {}  # by what the settings of a run say of its cluster
         self.caches: dict[str, Cache] = {}  # by flow
         self.flights: dict[tuple[str, str], Flight] = {}  # (flow, key) of tasks that run now
 
@@ -89,10 +94,22 @@ class Machine:
         if self.local is not None:
             self.local.devices = devices
 
+    def pods(self, store: Store, place: Place) -> Pods:
+        """The launcher of the cluster where the steps of a run are placed."""
+        assert place.cluster is not None
+        key = json.dumps([place.cluster, place.env.get("KUBECONFIG")], sort_keys=True)
+        if key not in self.clusters:
+            from flowbook.engine.launch.kubernetes import Pods
+
+            self.clusters[key] = Pods(store, Cluster.read(place.cluster), place.env)
+        return self.clusters[key]
+
     def close(self) -> None:
-        """End what the launcher keeps ready."""
+        """End what the launchers keep ready."""
         if self.local is not None:
             self.local.close()
+        for pods in self.clusters.values():
+            pods.close()
 
     def landed(self, flow: str, key: str | None) -> None:
         """A task that others may have waited for has ended, in whatever way."""
@@ -116,11 +133,15 @@ class Flight:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the workers of a run start: the notebook's environment, folder and import path; by default the engine's own. Never stored."""
+    """Where the workers of a run start: the notebook's environment, folder and import path, by default the engine's own; and its cluster.
+
+    Never stored.
+    """
 
     env: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: str = field(default_factory=os.getcwd)
     sys_path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
+    cluster: Mapping[str, Json] | None = None  # what the settings say of pods (podspec.Cluster); None: all steps run here
 
 
 class SteppedBack(Exception):
@@ -147,7 +168,8 @@ class Live:
     shown: int = 0  # bytes of output that followers were told of
     key: str | None = None  # of the cache
     phase: str = "loading"
-    phase_shown: str = "loading"
+    why: str = ""  # it does not get on: what a pod waits for
+    phase_shown: tuple[str, str] = ("loading", "")
 
     def take(self, frame: Frame) -> None:
         if frame["f"] == "failed" and isinstance(frame.get("error"), dict):
@@ -155,7 +177,7 @@ class Live:
         elif frame["f"] == "display" and isinstance(frame.get("data"), dict):
             self._take_display(frame)
         elif frame["f"] == "phase":
-            self.phase = str(frame.get("phase"))
+            self.phase, self.why = str(frame.get("phase")), str(frame.get("why") or "")
 
     def _take_display(self, frame: Frame) -> None:
         size = len(json.dumps(frame["data"]))
@@ -218,6 +240,7 @@ class Run:
         self._attempts: set[asyncio.Task[None]] = set()
         self._wake, self._poked = asyncio.Event(), asyncio.Event()
         self._seen: set[str] = set()  # request objects
+        self._pod_grants: dict[Task, Resources] = {}  # of pods that this run has in a cluster
         self._broken: BaseException | None = None
         self._given_up = self._over_here = False
         self._folder: Path | None = None
@@ -286,9 +309,10 @@ class Run:
     def show_output(self) -> None:
         """Tell followers what was printed since the last call."""
         for live in self.live.values():
-            if live.phase != live.phase_shown:
-                live.phase_shown = live.phase
-                self._say_hint(self._hint(live, {"say": "frame", "f": "phase", "phase": live.phase}))
+            if (live.phase, live.why) != live.phase_shown:
+                live.phase_shown = live.phase, live.why
+                why = {"why": live.why} if live.why else {}
+                self._say_hint(self._hint(live, {"say": "frame", "f": "phase", "phase": live.phase, **why}))
             self._show_output(live)
 
     def displays(self) -> list[dict[str, Json]]:
@@ -301,7 +325,11 @@ class Run:
         if state.started_at is None:
             self._happened(state, events.run_started(self._clock()))
         for task in list(state.active):
-            self._happened(state, await self._insist(self._take_over, state, task))
+            event = await self._insist(self._take_over, state, task)
+            if event is None:
+                self._follow_again(state, task)
+            else:
+                self._happened(state, event)
         while True:
             self._wake.clear()
             if self._broken is not None:
@@ -353,10 +381,19 @@ class Run:
 
     def _admit(self, state: RunState, launches: list[Launch]) -> list[tuple[Launch, Resources]]:
         most = None if state.spec.max_parallel is None else max(0, state.spec.max_parallel - len(state.active))
-        asked = ((launch, _ask(state, launch.task)) for launch in launches)
-        admitted = admit(asked, self.machine.granted.values(), self.machine.capacity, most)
-        for launch, granted, notes in admitted:
+        here = [launch for launch in launches if not self._placed(state, launch.task)]
+        asks = ((launch, _ask(state, launch.task)) for launch in here)
+        admitted = admit(asks, self.machine.granted.values(), self.machine.capacity, most)
+        for launch, granted, _ in admitted:
             self.machine.granted[self, launch.task] = granted
+        if len(here) < len(launches):
+            left = None if most is None else most - len(admitted)
+            pods = [(launch, self._pod_ask(state, launch.task)) for launch in launches if self._placed(state, launch.task)]
+            cluster = self._pods.cluster
+            for launch, granted in admit_pods(pods, self._pod_grants.values(), cluster.max_pods, cluster.max_gpus, left):
+                self._pod_grants[launch.task] = granted
+                admitted.append((launch, granted, ()))
+        for launch, _, notes in admitted:
             step = state.spec.step(launch.task.step)
             started_by = "notebook runs" if step.method is None else "run was started"
             notes += tuple(
@@ -367,6 +404,17 @@ class Run:
             why = self._looked.get(launch.task, (None, ""))[1]
             self._happened(state, events.launched(launch.task, self._clock(), launch.attempt, notes, why))
         return [(launch, granted) for launch, granted, _ in admitted]
+
+    def _placed(self, state: RunState, task: Task) -> bool:
+        """Whether a task runs in a pod of a cluster."""
+        return self.place.cluster is not None and in_cluster(state.spec.step(task.step).options)
+
+    def _pod_ask(self, state: RunState, task: Task) -> Resources:
+        return asked(state.spec.step(task.step).options) if task.part == "body" else asked(Options())
+
+    @property
+    def _pods(self) -> Pods:
+        return self.machine.pods(self.store, self.place)
 
     async def _record(self) -> None:
         """All that happened in this turn, as one log object."""
@@ -401,9 +449,11 @@ class Run:
         self._number = len(self.packed)
         return state
 
-    def _take_over(self, state: RunState, task: Task) -> Event:
-        """What became of an attempt that the last engine had launched. Its process died with that engine."""
+    def _take_over(self, state: RunState, task: Task) -> Event | None:
+        """What became of an attempt that the last engine had launched. Its process died with that engine; a pod lives on: None."""
         found = state.tasks[task]
+        if self._placed(state, task) and read_commit(self.store, self.flow, self.run, task) is None:
+            return None
         self._take_output(task, found.attempt)
         commit = read_commit(self.store, self.flow, self.run, task)
         if commit is None:
@@ -531,6 +581,11 @@ class Run:
         self._attempts.add(follow)
         follow.add_done_callback(self._attempts.discard)
 
+    def _follow_again(self, state: RunState, task: Task) -> None:
+        """A pod that an earlier engine made, or was about to make: its name is known, so it is followed as if it had just been created."""
+        granted = self._pod_grants[task] = self._pod_ask(state, task)
+        self._start(state, Launch(task, state.tasks[task].attempt), granted)
+
     def _order(self, state: RunState, live: Live, granted: Resources) -> Attempt:
         task, spec = live.task, state.spec
         options = spec.step(task.step).options
@@ -554,13 +609,16 @@ class Run:
         if spec.step(task.step).method is not None:
             order["fans"] = state.fans(task)
         step_env = {name: value for name, value in options.env if value is not None}
-        return Attempt(order, live.output, self.place.env, step_env, granted, options.timeout_s)
+        if not self._placed(state, task):
+            return Attempt(order, live.output, self.place.env, step_env, granted, options.timeout_s)
+        step_env |= {name: self.place.env[name] for name, value in options.env if value is None and name in self.place.env}
+        return Attempt(order, live.output, {}, step_env, granted, options.timeout_s, pod_of(options, spec.python))
 
     async def _follow(self, state: RunState, live: Live, attempt: Attempt) -> None:
         """From the start of an attempt to the event that tells its end."""
         try:
             ended = await self._ended(live, attempt)
-            self.machine.release((self, live.task))
+            self._release(live.task)
             self._show_output(live)
             event = await self._insist(self._conclude, state, live, ended, attempt.resources)
             self._note_result(state, live, event)
@@ -568,9 +626,14 @@ class Run:
         except Exception as error:
             self._broken = self._broken or error  # raised where the run is driven
         finally:
-            self.machine.release((self, live.task))
+            self._release(live.task)
             self.live.pop(live.task, None)
             self.machine.landed(self.flow, live.key)
+            self._wake.set()
+
+    def _release(self, task: Task) -> None:
+        self.machine.release((self, task))
+        if self._pod_grants.pop(task, None) is not None:
             self._wake.set()
 
     async def _ended(self, live: Live, attempt: Attempt) -> Exit | None:
@@ -579,7 +642,8 @@ class Run:
             return None
         live.pod = asyncio.current_task()
         try:
-            return await self.machine.launcher.run(attempt, lambda frame: self._on_frame(live, frame))
+            launcher: Launcher = self.machine.launcher if attempt.pod is None else self._pods
+            return await launcher.run(attempt, lambda frame: self._on_frame(live, frame))
         except asyncio.CancelledError:
             if live.pod is not None:
                 live.pod.uncancel()
@@ -609,12 +673,12 @@ class Run:
         error = None
         if commit is None and ended is not None:
             if ended.again and state.tasks[task].losses < MOST_LOSSES:
-                self._keep(live)
+                self._keep(live, ended)
                 return events.lost(task, self._clock(), live.attempt, ended.message)
             error = _error(live, ended, step, granted, state.tasks[task].item)
             if task.part == "body" and step.options.catch is not None and error["reason"] in DIED and not state.attempts_left(task, error):
                 commit = self._commit_caught(step.options.catch, live, error, ended)
-        self._keep(live)
+        self._keep(live, ended)
         if commit is not None:
             return events.succeeded(task, self._clock(), live.attempt, **_facts(state, task, commit))
         if error is not None:
@@ -641,8 +705,11 @@ class Run:
         self.store.create(key, trust.sign(self.store, key, commit))
         return read_commit(self.store, self.flow, self.run, live.task)
 
-    def _keep(self, live: Live) -> None:
-        """Move what an attempt printed and showed into the store."""
+    def _keep(self, live: Live, ended: Exit | None) -> None:
+        """Move what an attempt printed and showed into the store, unless a pod has done so itself."""
+        if ended is not None and ended.kept:
+            live.output.unlink(missing_ok=True)
+            return
         place = (self.flow, self.run, live.task.step, live.task.index, live.attempt, live.task.part)
         try:
             size = live.output.stat().st_size
@@ -776,6 +843,8 @@ class Run:
         await self._let_finish()
         for key in [key for key in self.machine.granted if isinstance(key, tuple) and key[0] is self]:
             self.machine.release(key)  # granted, and never started since the log could not be written
+        for pods in self.machine.clusters.values():
+            await pods.leave_run(self.flow, self.run, ended=self.state is not None and self.state.ended is not None)
         if self._folder is not None:
             await asyncio.to_thread(self._remove_folder, self._folder)
         self._changed()
@@ -872,7 +941,7 @@ def _error(live: Live, ended: Exit, step: Step, granted: Resources, item: str | 
         error["traceback"] = str(error.get("traceback") or "")[-TRACEBACK_LIMIT:]
     else:
         reason = "exit" if ended.reason == "ended" else ended.reason
-        error = {"reason": reason, "message": _why(live.task, ended, step, granted)}
+        error = {"reason": "lost" if reason == "evicted" else reason, "message": _why(live.task, ended, step, granted)}
     if item is not None:
         error.setdefault("item", item)
     if not error.get("output_tail"):

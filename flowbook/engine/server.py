@@ -379,11 +379,12 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
 def _place(message: Mapping[str, Json]) -> Place:
     """What a client says of its notebook; what it leaves out, or says in a wrong way, is the engine's own."""
     own = Place()
-    env, cwd, sys_path = message.get("env"), message.get("cwd"), message.get("sys_path")
+    env, cwd, sys_path, cluster = message.get("env"), message.get("cwd"), message.get("sys_path"), message.get("cluster")
     return Place(
         {str(name): str(value) for name, value in env.items()} if isinstance(env, dict) else own.env,
         cwd if isinstance(cwd, str) else own.cwd,
         tuple(map(str, sys_path)) if isinstance(sys_path, list) and sys_path else own.sys_path,
+        cluster if isinstance(cluster, dict) else None,
     )
 
 

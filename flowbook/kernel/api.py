@@ -139,15 +139,25 @@ class Flow:
         fresh: bool = False,
         tag: str | Sequence[str] = (),
         max_parallel: int | None = None,
+        with_: str | Sequence[str] = (),
+        yes: bool = False,
         **params: Any,
     ) -> RunHandle:
-        """`step` is the name of a step, or a FlowSpec class of this notebook."""
-        from flowbook.kernel.magics import start
+        """`step` is the name of a step, or a FlowSpec class of this notebook. `with_` is what ``--with`` takes: "kubernetes"."""
+        from flowbook.kernel.magics import start, with_kubernetes
 
-        tags = (tag,) if isinstance(tag, str) else tuple(tag)
+        common: dict[str, Any] = {
+            "wait": wait,
+            "tags": (tag,) if isinstance(tag, str) else tuple(tag),
+            "max_parallel": max_parallel,
+            "params": params,
+            "fresh": fresh,
+            "kubernetes": with_kubernetes((with_,) if isinstance(with_, str) else tuple(with_)),
+            "yes": yes,
+        }
         if isinstance(step, type):
-            return start(_session(), cls=step, wait=wait, tags=tags, max_parallel=max_parallel, params=params, fresh=fresh)
-        return start(_session(), step=step, flow=flow, wait=wait, tags=tags, max_parallel=max_parallel, params=params, fresh=fresh)
+            return start(_session(), cls=step, **common)
+        return start(_session(), step=step, flow=flow, **common)
 
     def resume(self, run: str | int | None = None, *, flow: str | None = None, wait: bool = False, **params: Any) -> RunHandle:
         """Run what a failed or stopped run did not finish; `params` get another value than they had."""

@@ -28,6 +28,7 @@ from flowbook.store import canon, codec
 
 if TYPE_CHECKING:
     from flowbook.kernel.session import Session
+    from flowbook.spec.flow import Spec
 
 
 def program_of(session: Session, cls: type[FlowSpec]) -> build.Program:
@@ -46,6 +47,8 @@ def run(
     max_parallel: int | None = None,
     origin: Run | None = None,
     fresh: bool = False,
+    kubernetes: Mapping[str, Any] | None = None,
+    yes: bool = False,
 ) -> tuple[Run, list[str]]:
     """Start a run of a class that a cell defines. `params` are by the parameters' names, as text or as values."""
     session.engine.check_process()
@@ -53,6 +56,13 @@ def run(
     values = parameters.resolve(cls, params or {})
     life = (origin.spec.life if origin else "") or session.life
     code, warnings = _code(session, program, values, tuple(tags), life)
+    cluster: Mapping[str, Any] | None = None
+
+    def placed(spec: Spec) -> Spec:
+        nonlocal cluster
+        spec, cluster = session.placed(spec, kubernetes, yes, origin)
+        return spec
+
     spec = build.spec_of(
         program,
         session.store,
@@ -64,8 +74,10 @@ def run(
         code=code,
         notebook=str(notebook_path(session.shell) or ""),
         life=life,
+        finish=placed,
     )
-    view = session.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=session.settings.keep_runs)
+    keep_runs = session.settings.keep_runs
+    view = session.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=keep_runs, cluster=cluster)
     started = Run(spec, view, values, session.option(spec.flow))
     session.flow(spec.flow).runs.append(started)
     return started, [*program.notes, *warnings]

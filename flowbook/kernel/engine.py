@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,7 @@ class Engine:
         option: Callable[[str], str] = lambda flow: "",
     ) -> None:
         self._store, self._environ, self._notebook, self.option = store, environ, notebook, option
+        self.cluster: Mapping[str, Any] | None = None  # what the settings say of pods; see Settings.cluster
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._own: Link | None = None
@@ -279,16 +280,19 @@ class Engine:
         *,
         adopt: RunView | None = None,
         keep_runs: int = 0,
+        cluster: Mapping[str, Any] | None = None,
     ) -> RunView:
         """Let our engine drive a run; with `adopt`, the view of its log so far, one that its own engine left open.
 
-        `keep_runs`: so many runs of the flow are kept when it has ended, 0: all.
+        `keep_runs`: so many runs of the flow are kept when it has ended, 0: all. `cluster`: of this run, where it differs from the settings.
         """
         key = (spec.flow, spec.run)
         view = adopt or RunView(spec)
         link = self._connect()
         message: dict[str, Any] = {"do": "run", "flow": spec.flow, "run": spec.run, "env": environ, "cwd": cwd, "sys_path": sys_path}
         message["keep_runs"] = keep_runs
+        if told := cluster or self.cluster:
+            message["cluster"] = dict(told)
         self._say(link, message | {"adopt": True} if adopt is not None else message)
         self._follow(link, key, view)
         return view

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowbook.engine import registry
+from flowbook.engine.launch.sweep import swept
 from flowbook.errors import StoreError
 from flowbook.kernel.names import interruptible
 from flowbook.spec.amounts import size_text
@@ -50,7 +51,8 @@ def gc(session: Session, *, flow: str | None = None, keep: int | None = None, al
         )
         left = orphans(session.store)
         left_bytes = sum(remove(orphan, dry_run=dry_run) for orphan in left)
-    for line in told(report, left, left_bytes, time.perf_counter() - begun):
+        in_cluster = swept(session.store, session.settings.cluster, dry_run=dry_run)
+    for line in [*told(report, left, left_bytes, time.perf_counter() - begun), *in_cluster]:
         print(line)
 
 

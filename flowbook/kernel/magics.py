@@ -10,6 +10,7 @@ import difflib
 import html
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -69,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         if rest:
             what, names = rest[0].partition("=")[0], [o for action in self._actions for o in action.option_strings]
             if what == "--with":
-                raise DefinitionError(Finding(self.prog, "--with is not here yet", "Write the decorator above the step, or its option."))
+                raise DefinitionError(Finding(self.prog, "--with is of %flow run", "Write the decorator above the step, or its option."))
             near = OTHERS_CALL.get(what, "") if OTHERS_CALL.get(what) in names else nearest(what, names)
             hint = f"; did you mean {near}?" if near else ""
             raise DefinitionError(Finding(self.prog, f"unknown option {rest[0]!r}{hint}", f"Usage: {COMMANDS[self.command].usage}"))
@@ -108,13 +109,16 @@ def start(
     max_parallel: int | None,
     params: dict[str, Any],
     fresh: bool = False,
+    kubernetes: Mapping[str, Any] | None = None,
+    yes: bool = False,
 ) -> RunHandle:
+    common: dict[str, Any] = {"params": params, "tags": tags, "max_parallel": max_parallel, "fresh": fresh, "kubernetes": kubernetes, "yes": yes}
     if cls is not None:
         from flowbook.kernel import classes
 
-        run, notes = classes.run(session, cls, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
+        run, notes = classes.run(session, cls, **common)
         return _started(session, run, notes, wait)
-    run, notes = session.run(step=step, flow=flow, params=params, tags=tags, max_parallel=max_parallel, fresh=fresh)
+    run, notes = session.run(step=step, flow=flow, **common)
     return _started(session, run, notes, wait)
 
 
@@ -219,6 +223,8 @@ def _run(session: Session, line: str) -> RunHandle:
         max_parallel=given.max_parallel,
         params={name: CommandLine(text) for name, text in parser.parameters(given).items()},
         fresh=given.fresh,
+        kubernetes=with_kubernetes(given.withs),
+        yes=given.yes,
     )
 
 
@@ -227,7 +233,31 @@ def _run_class(session: Session, cls: type[FlowSpec], line: str) -> RunHandle:
     parser.add_parameters(_names_of(cls))
     given = parser.parse(line)
     params = parser.parameters(given)
-    return start(session, cls=cls, wait=given.wait, tags=given.tag, max_parallel=given.max_parallel, params=params, fresh=given.fresh)
+    return start(
+        session,
+        cls=cls,
+        wait=given.wait,
+        tags=given.tag,
+        max_parallel=given.max_parallel,
+        params=params,
+        fresh=given.fresh,
+        kubernetes=with_kubernetes(given.withs),
+        yes=given.yes,
+    )
+
+
+def with_kubernetes(withs: Sequence[str]) -> Mapping[str, Any] | None:
+    """The arguments of ``--with kubernetes:namespace=team``; None without it. Raises DefinitionError for any other decorator."""
+    if not withs:
+        return None
+    from flowbook.spec.decorators import parse_with
+
+    marks = [parse_with(text) for text in withs]
+    other = next((mark.name for mark in marks if mark.name != "kubernetes"), None)
+    if other is not None:
+        what = f"--with {other} is of flow files; in a notebook only --with kubernetes is there"
+        raise DefinitionError(Finding("%flow run", what, "Write the decorator above the step, or its option."))
+    return {name: value for mark in marks for name, value in mark.arguments.items()}
 
 
 def _run_parser(what: str) -> _Parser:
@@ -237,6 +267,8 @@ def _run_parser(what: str) -> _Parser:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("--max-parallel", type=_positive)
+    parser.add_argument("--with", dest="withs", action="append", default=[])
+    parser.add_argument("--yes", action="store_true")
     parser.add_argument("--flow")
     return parser
 
@@ -441,8 +473,12 @@ def _runs(session: Session, line: str) -> None:
 def _show(session: Session, line: str) -> None:
     parser = _Parser("show")
     parser.add_argument("step", nargs="?")
+    parser.add_argument("--pod", action="store_true")
     parser.add_argument("--flow")
     given = parser.parse(line)
+    if given.pod:
+        print(_pod_of(session, given.step, given.flow))
+        return
     if (cls := session.flow_class(given.step or given.flow)) is not None:
         _show_class(session, cls)
         return
@@ -473,6 +509,27 @@ def _show(session: Session, line: str) -> None:
         print(f"not saved: {name} ({why})")
     for note in notes:
         print(f"! {note}")
+
+
+def _pod_of(session: Session, step: str | None, flow: str | None) -> str:
+    """See placing.shown_pod. Raises DefinitionError."""
+    if step is None:
+        raise DefinitionError(Finding("%flow show --pod", "no step is named", f"Usage: {COMMANDS['show'].usage}"))
+    if (cls := session.flow_class(flow)) is not None:
+        from flowbook.kernel import classes
+
+        name, steps = cls.__name__, classes.program_of(session, cls).steps()
+    else:
+        defined = session.existing(flow)
+        session._step(defined, step)
+        name, steps = defined.name, tuple(session.link(defined).steps)
+    found = next((each for each in steps if each.name == step), None)
+    if found is None:
+        known = ", ".join(each.name for each in steps)
+        raise DefinitionError(Finding("%flow show --pod", f"{name} has no step {step!r}", f"Steps: {known}."))
+    from flowbook.engine.launch.placing import shown_pod
+
+    return shown_pod(name, step, found.options, session.settings.cluster, os.environ)
 
 
 def _show_class(session: Session, cls: type[FlowSpec]) -> None:
@@ -685,7 +742,7 @@ def _report(session: Session, line: str) -> None:
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
-        "%flow run [STEP | CLASS] [--fresh] [--wait] [--tag T] [--max-parallel N] [--flow F] [--PARAM VALUE …]",
+        "%flow run [STEP | CLASS] [--with kubernetes] [--fresh] [--wait] [--tag T] [--max-parallel N] [--yes] [--flow F] [--PARAM VALUE …]",
         "run the flow, STEP and what it needs, or a class",
         _run,
     ),

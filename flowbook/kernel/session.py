@@ -130,6 +130,7 @@ class Session:
         self.flows: dict[str, FlowDef] = {}
         self.store: Store = open_store(self.settings.place)
         self.engine = Engine(self.store, self._engine_environment(), str(path or ""), self.option)
+        self.engine.cluster = self.settings.cluster
         self.runs = Runs(self)
         self.names = Names(self)
         self.reader_resolve: dict[str, Any] = {}
@@ -686,16 +687,19 @@ class Session:
         max_parallel: int | None = None,
         origin: Run | None = None,
         fresh: bool = False,
+        kubernetes: Mapping[str, Any] | None = None,
+        yes: bool = False,
     ) -> tuple[Run, list[str]]:
-        """Start a run; returns at once. The second value is what to tell the user."""
+        """Start a run; returns at once. The second value is what to tell the user. `kubernetes`: the arguments of --with kubernetes."""
         self.engine.check_process()
         defined = self.existing(flow)
         notes = self._drop_deleted(defined, self.cells.file_order())
         spec, values, warnings = self.spec_of(
             defined, target=step, params=params, tags=tags, max_parallel=max_parallel, origin=origin, fresh=fresh
         )
+        spec, cluster = self.placed(spec, kubernetes, yes, origin)
         spec = take_number(spec, self.store)
-        view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=self.settings.keep_runs)
+        view = self.engine.run(spec, environment(), os.getcwd(), list(sys.path), keep_runs=self.settings.keep_runs, cluster=cluster)
         run = Run(spec, view, values, self.option(spec.flow))
         defined.runs.append(run)
         defined.at = None
@@ -704,6 +708,19 @@ class Session:
             notes += self.names.bind(defined, self.link(defined))
         notes += self.names.rebind(defined, run)
         return run, notes + warnings
+
+    def placed(
+        self, spec: Spec, kubernetes: Mapping[str, Any] | None, yes: bool, origin: Run | None = None
+    ) -> tuple[Spec, Mapping[str, Any] | None]:
+        """See engine/launch/placing.py, which is loaded only where a step asks for a cluster. Raises DefinitionError."""
+        steps = [*spec.steps, *(origin.spec.steps if origin is not None else ())]
+        if kubernetes is None and not any(name == "kubernetes" for step in steps for name, _ in step.options.extra):
+            return spec, None
+        from flowbook.engine.launch.placing import placed, placement_of
+
+        if kubernetes is None and origin is not None and self.settings.cluster is not None:
+            kubernetes = placement_of(origin.spec)  # it goes on where it was
+        return placed(spec, self.settings.cluster, os.environ, every=kubernetes, yes=yes)
 
     def flow_class(self, name: str | None) -> type[FlowSpec] | None:
         """The FlowSpec class that the notebook calls so; None if that name is something else."""

@@ -210,7 +210,7 @@ _PYPI: dict[str, Reader] = {"packages": _packages, "python": _text, "disabled": 
 _CONDA: dict[str, Reader] = {"packages": _packages, "libraries": _packages, "python": _text, "disabled": _flag, "channels": _json}
 _ON_KUBERNETES = """image image_pull_policy image_pull_secrets service_account secrets node_selector namespace gpu_vendor tolerations labels
     annotations use_tmpfs tmpfs_tempdir tmpfs_size tmpfs_path persistent_volume_claims port compute_pool hostname_resolution_timeout
-    qos security_context executable""".split()
+    qos security_context executable volumes template spot service_account_token""".split()
 
 DECORATORS: dict[str, Known] = {
     "step": Known({"start": _flag, "end": _flag}),
@@ -426,7 +426,7 @@ _FIELDS: dict[str, Callable[[list[Values]], dict[str, Any]]] = {
 def notes_of(options: Options) -> list[str]:
     """See decorators.notes_of."""
     reasons = {
-        "kubernetes": "the step runs in a local pod",
+        "kubernetes": "the step runs in a local pod (docs/kubernetes.md says what a cluster needs)",
         "pypi": "the step runs with the packages of this environment",
         "conda": "the step runs with the packages of this environment",
     }

@@ -99,6 +99,9 @@ class Options:
     checkpoint: Checkpoint | None = None
     secrets: tuple[str, ...] = ()  # where a step's secret variables come from, see spec/decorators.py; never a value
     print_exception: bool = True  # of what --catch caught
+    image: str | None = None  # of the step's pod, where pods are of a cluster; None: as the settings say
+    pip: tuple[str, ...] = ()  # requirements that such a pod installs first
+    spot: bool = False  # such a pod may run on a node that can be taken away
     extra: tuple[tuple[str, str], ...] = ()  # decorators that only other places heed: name → JSON of their arguments
 
 
@@ -216,6 +219,7 @@ class Spec:
     program: str | None = None  # the file of a FlowSpec, a key of `sources`: each worker runs it as its __main__
     project: dict[str, Json] = field(default_factory=dict)  # of @project: project_name, branch_name, project_flow_name, is_production, …
     constants: dict[str, Json] = field(default_factory=dict)  # name → entry: public attributes of the FlowSpec class itself
+    packages: dict[str, Json] = field(default_factory=dict)  # of a run in pods: root module → [distribution, version] where it was started
     compat: bool = False  # `import metaflow` means flowbook in this run's tasks
     version: int = 1
 

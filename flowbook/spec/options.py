@@ -334,6 +334,23 @@ def _secret(text: str) -> str:
     return source.to_text()
 
 
+def _image(text: str) -> str:
+    if not re.fullmatch(r"[\w.:/@-]{1,300}", text):
+        raise Refused("not the name of an image", "write REGISTRY/NAME:TAG, such as python:3.11")
+    return text
+
+
+def _requirements(text: str) -> str:
+    """Requirements as pip takes them, with single spaces; no options of pip."""
+    words = text.split()
+    wrong = next((word for word in words if not re.match(r"[A-Za-z0-9]", word)), None)
+    if not words or wrong is not None:
+        raise Refused(
+            f"{wrong!r} is no requirement" if wrong else "no requirement", "write names with versions, in quotes: 'numpy==2.1 pandas>=2.2'"
+        )
+    return " ".join(words)
+
+
 def _min_ok(text: str) -> str:
     percent = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", text)
     if percent and 0 < Fraction(percent[1]) <= 100:
@@ -420,6 +437,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("--disk", "SIZE", "500GB; a bare number is megabytes of 10**6 bytes", disk),
     Option("--env", "K=V | K", "set an environment variable; K alone takes the kernel's value (repeatable)", _environment, repeatable=True),
     Option("--secret", "NAME", "set a secret variable, from env:NAME, file:PATH, … (repeatable)", _secret, repeatable=True),
+    Option("--image", "IMAGE", "image of the step's pod in a cluster, such as python:3.11", _image),
+    Option(
+        "--pip", "REQUIREMENTS", "packages that such a pod installs first: 'numpy==2.1 pandas' (repeatable)", _requirements, repeatable=True
+    ),
+    Option("--spot", "", "let such a pod run on a node that may be taken away", _flag),
     Option(
         "--card",
         "[TYPE]",
@@ -549,6 +571,9 @@ def make_options(given: Given, *, label: str = "") -> Options:
         ),
         checkpoint=Checkpoint() if given.get("checkpoint") else None,
         secrets=given.get("secret", ()),
+        image=given.get("image"),
+        pip=tuple(word for text in given.get("pip", ()) for word in text.split()),
+        spot=given.get("spot", False),
     )
 
 

@@ -10,6 +10,8 @@
     flows/FLOW/RUN/STEP/TASK.COMMIT         created once: the result of a task
     flows/FLOW/RUN/STEP/TASK/K/output       what attempt K printed (bytes, stdout and stderr as they came)
     flows/FLOW/RUN/STEP/TASK/K/display.json rich output of attempt K
+    flows/FLOW/RUN/STEP/TASK/K/order.json   what attempt K is to do, where its worker is in a pod of a cluster
+    flows/FLOW/RUN/STEP/TASK/K/end.json     how attempt K ended, as its pod says
     flows/FLOW/RUN/STEP/TASK/K/card-ID.json a card of attempt K, as it last was
     flows/FLOW/RUN/STEP/TASK/checkpoints/000007.json    a checkpoint: what it holds, and where; created once
     flows/FLOW/RUN/STEP/TASK/checkpoints/K/HASH         a piece of the checkpoints that attempt K made, by content
@@ -30,9 +32,9 @@ Index = tuple[int, ...]
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")  # steps
 FLOW_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")  # flows: notebook names, already reduced to this
 
-STORE = "store.json"
-
 S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=!+-][A-Za-z0-9_=!+.-]*)*/?\Z")  # bucket and prefix
+
+STORE = "store.json"
 
 
 def task_key(index: Index, part: str = "body") -> str:
@@ -116,6 +118,14 @@ def output(flow: str, run: str, step: str, index: Index, attempt: int, part: str
 
 def display(flow: str, run: str, step: str, index: Index, attempt: int, part: str = "body") -> str:
     return f"flows/{flow}/{run}/{step}/{task_key(index, part)}/{attempt}/display.json"
+
+
+def order(flow: str, run: str, step: str, index: Index, attempt: int, part: str = "body") -> str:
+    return f"flows/{flow}/{run}/{step}/{task_key(index, part)}/{attempt}/order.json"
+
+
+def end(flow: str, run: str, step: str, index: Index, attempt: int, part: str = "body") -> str:
+    return f"flows/{flow}/{run}/{step}/{task_key(index, part)}/{attempt}/end.json"
 
 
 def checkpoint_prefix(flow: str, run: str, step: str, index: Index) -> str:

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import json
 import os
 import re
 import sys
@@ -213,7 +212,7 @@ class Attempt:
         self.number: int = order.get("attempt") or 0
         self.tracer = Tracer(self.spec.sources)
         self.display = output.Display(frames.show)
-        self.found = Findings()
+        self.found = Findings(list(order.get("notes") or ()))
         self.seconds = {"loading": 0.0, "running": 0.0, "saving": 0.0}
         self.item: Any = None
         self.item_repr: str | None = None

@@ -245,7 +245,7 @@ def test_a_misspelled_class_a_file_and_nothing_at_all_are_told_what_there_is(boo
 def test_options_of_metaflow_are_answered(book: Notebook) -> None:
     book.ok(MINI.replace("BODY", "pass"))
     assert "did you mean --max-parallel?" in book.fails("%flow run Mini --max-workers 3")
-    assert "--with is not here yet" in book.fails("%flow run Mini --with retry")
+    assert "only --with kubernetes is there" in book.fails("%flow run Mini --with retry")
 
 
 def test_step_cells_beside_a_class_are_a_flow_of_their_own(book: Notebook) -> None:

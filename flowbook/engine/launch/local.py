@@ -48,7 +48,8 @@ class Exit:
 
     `reason`: "ended" (by itself, with `code`), "killed" (by a signal, whose name is `signal`), "oom" (over its memory limit),
     "timeout", "lost" (it could not be started or its end is not known; `message` says why, `again` whether that was no fault of
-    the attempt). `peak_mb` (10**6 bytes) is known where memory was watched.
+    the attempt), "evicted" (the cluster took its pod away). `peak_mb` (10**6 bytes) is known where memory was watched. `kept`: what it
+    printed and showed is in the store already.
     """
 
     reason: str
@@ -57,6 +58,7 @@ class Exit:
     peak_mb: float | None = None
     message: str = ""
     again: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Attempt:
     step_env: Mapping[str, str] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
     timeout_s: float | None = None
+    pod: Mapping[str, Json] | None = None  # what its step says of a pod of a cluster (podspec.pod_of); None: it runs here
 
 
 class Process(Protocol):

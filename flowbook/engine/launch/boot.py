@@ -1,0 +1,127 @@
+"""The first code in a pod, given to its python3 by -c: fetches flowbook's runtime from the store and lets it run the attempt.
+
+Only the standard library, since the image is the user's; old Pythons parse it, too, so that they can be told they are too old. Reads
+FLOWBOOK_POD: {"store", "runtime": sha256 of the runtime's blob, "order": key, …}. Exit code 78: it could not even begin, and says why.
+"""
+# ruff: noqa: PTH103, PTH118, PTH123, T201, UP036
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import signal
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+TRIES = 8
+BUSY = (429, 500, 502, 503, 504)
+
+
+def give_up(message: str) -> None:
+    print("flowbook: " + message, file=sys.stderr, flush=True)
+    sys.exit(78)
+
+
+def credentials() -> tuple:  # type: ignore[type-arg]
+    """(key, secret, token): of the environment (a Secret), else of the pod's own identity on EKS."""
+    env = os.environ
+    if env.get("AWS_ACCESS_KEY_ID"):
+        return env["AWS_ACCESS_KEY_ID"], env.get("AWS_SECRET_ACCESS_KEY", ""), env.get("AWS_SESSION_TOKEN")
+    if env.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+        with open(env["AWS_WEB_IDENTITY_TOKEN_FILE"]) as file:
+            token = file.read().strip()
+        ask = {"Action": "AssumeRoleWithWebIdentity", "Version": "2011-06-15", "RoleSessionName": "flowbook"}
+        ask.update(RoleArn=env["AWS_ROLE_ARN"], WebIdentityToken=token)
+        place = env.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{env.get('AWS_REGION') or 'us-east-1'}.amazonaws.com/"
+        answer = urllib.request.urlopen(place, urllib.parse.urlencode(ask).encode(), timeout=30).read().decode()
+        return tuple(answer.partition(f"<{tag}>")[2].partition("<")[0] for tag in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
+    if env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
+        request = urllib.request.Request(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"])
+        if env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
+            with open(env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"]) as file:
+                request.add_header("Authorization", file.read().strip())
+        found = json.loads(urllib.request.urlopen(request, timeout=30).read())
+        return found["AccessKeyId"], found["SecretAccessKey"], found.get("Token")
+    give_up(
+        "this pod has no credentials for the store: neither AWS_ACCESS_KEY_ID nor a role of its service account. "
+        "Name a Secret that holds them in the setting kubernetes_secret, or a service account with a role in kubernetes_service_account."
+    )
+    return ()
+
+
+def signed(store: dict, key: str) -> urllib.request.Request:  # type: ignore[type-arg]
+    """A GET of an object, signed (AWS Signature Version 4)."""
+    env = os.environ
+    access, secret, token = credentials()
+    region = store.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
+    parts = urllib.parse.urlsplit(store["endpoint"])
+    inside = "{bucket}" in parts.netloc  # else the bucket stands in the path
+    parts = parts._replace(netloc=parts.netloc.replace("{bucket}", store["bucket"]))
+    path = f"/{key}" if inside else f"/{store['bucket']}/{key}"
+    path = urllib.parse.quote(parts.path.rstrip("/") + path, safe="/-_.~")
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    empty = hashlib.sha256(b"").hexdigest()
+    headers = {"host": parts.netloc, "x-amz-content-sha256": empty, "x-amz-date": now}
+    if token:
+        headers["x-amz-security-token"] = token
+    names = ";".join(sorted(headers))
+    lines = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
+    scope = f"{now[:8]}/{region}/s3/aws4_request"
+    hashed = hashlib.sha256("\n".join(["GET", path, "", lines, names, empty]).encode()).hexdigest()
+    signature = ("AWS4" + secret).encode()
+    for part in (*scope.split("/"), "\n".join(["AWS4-HMAC-SHA256", now, scope, hashed])):
+        signature = hmac.new(signature, part.encode(), hashlib.sha256).digest()
+    headers["Authorization"] = f"AWS4-HMAC-SHA256 Credential={access}/{scope}, SignedHeaders={names}, Signature={signature.hex()}"
+    return urllib.request.Request(f"{parts.scheme}://{parts.netloc}{path}", headers=headers)
+
+
+def fetch(store: dict, key: str) -> bytes:  # type: ignore[type-arg]
+    if store["kind"] == "files":
+        with open(store["root"] + "/" + key, "rb") as file:
+            return file.read()
+    key = "/".join(part for part in (store.get("prefix", "").strip("/"), key) if part)
+    place = f"{store['endpoint']} (bucket {store['bucket']})"
+    for tried in range(TRIES):
+        try:
+            return bytes(urllib.request.urlopen(signed(store, key), timeout=60).read())
+        except urllib.error.HTTPError as error:
+            said = error.read(500).decode("utf-8", "replace")
+            if error.code not in BUSY or tried == TRIES - 1:
+                give_up(f"the store {place} does not give {key} to this pod ({error.code}): {said}")
+        except OSError as error:
+            if tried == TRIES - 1:
+                give_up(f"the store {place} cannot be reached from this pod: {error}. Is its address one that pods can use?")
+        time.sleep(min(0.2 * 2**tried, 10))
+    return b""
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(143))  # a container's first process would not hear it
+    told = json.loads(os.environ.pop("FLOWBOOK_POD"))
+    if sys.version_info < (3, 11):
+        here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        give_up(f"the image has Python {here}; flowbook needs 3.11 or later. Name another image with --image (@kubernetes(image=…)).")
+    runtime = told["runtime"]
+    data = fetch(told["store"], f"blobs/{runtime[:2]}/{runtime}")
+    if hashlib.sha256(data).hexdigest() != runtime:
+        give_up("the runtime in the store is damaged: a new run writes it anew.")
+    os.umask(0o077)
+    home = os.environ.get("HOME", "/tmp")
+    os.makedirs(os.environ.get("TMPDIR", home), exist_ok=True)
+    place = os.path.join(home, f"runtime-{runtime[:12]}.zip")
+    with open(place, "wb") as file:
+        file.write(data)
+    sys.path[:] = [path for path in sys.path if path]  # not the folder that the image happens to start in
+    sys.path.insert(0, place)
+    import importlib
+
+    importlib.import_module("flowbook.worker.pod").main(told)
+
+
+if __name__ == "__main__":
+    main()
