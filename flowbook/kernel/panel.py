@@ -2,8 +2,9 @@
 
 What it shows is made in panel_data.py; here is who sends it when. All of it is state of the widget, sent key by key as it changes
 (`head`, `graph`, `steps`, `tasks`, `tables`, `detail TASK`, `card TASK NAME`): a page that is loaded anew, a second view and an
-executed notebook have all of it. A changed card leaves at once, everything at most ten times a second, and much rarer where drawing costs
-much: nearly all time is left to the cells. Messages come from the browser on any thread and only ask: to stop, to retry, to show a task.
+executed notebook have all of it. A changed card leaves at once and by itself, everything at most ten times a second (a card: on average), and
+much rarer where making it costs much: nearly all time is left to the cells. What follows from a card elsewhere, as the last metric in a
+table, comes a little later. Messages come from the browser on any thread and only ask: to stop, to retry, to show a task.
 
 The front end is built by .ci/frontend. Without it, or without anywidget, `create` gives None and the static status is all.
 """
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -36,7 +39,11 @@ Json = Any
 STATIC = Path(__file__).parent.parent / "static"
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 2.0
 PAUSE_RATIO = 40  # a sending that cost 5 ms of CPU is followed by a pause of 40 times that
+EARLY_S = 0.05  # a card that comes so much early goes out: frames of a worker that sends ten a second do not come evenly
+CARDS_ONLY_S = 0.5  # while nothing but cards changes, all else is made anew so often
+CLOCK_S = 1.0  # the same while nothing changes
 FIRST_DELAY_S = 0.3  # importing anywidget takes as long, and the value of the first run does not wait for it
+SPEAKS_OF_CARDS = re.compile(r"\bcards?\b")
 FINISH_S = 5.0
 VIEW = "application/vnd.jupyter.widget-view+json"
 log = logging.getLogger("flowbook")
@@ -77,13 +84,22 @@ class RunPanel:
         self._thread: threading.Thread | None = None
         self._begun, self._done = threading.Event(), threading.Event()
         self._asked = 0
-        self._seen: tuple[int, bool, int] = (-1, False, -1)
+        self._seen: tuple[int, bool, int] = (-1, False, -1)  # what the last sending of everything told: changes, end, questions
+        self._seen_cards = -1  # and how many changes of nothing but a card
+        # By time.monotonic(): when everything was sent last, when it may be again, when a card may, and each card by its own pace.
+        self._last_s = self._next_s = self._cards_s = 0.0
+        self._paces: dict[str, float] = {}
         self._watch(run)
 
     def _watch(self, run: Run) -> None:
         with self._session.engine.changed:
             self._run, self._data = run, PanelData(run, self.token, time.time)
             run.view.watchers.append(self._data.heard)
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is in its place."""
+        return self._widget is not None
 
     # ---- the thread -------------------------------------------------------------------------------------------------
 
@@ -106,7 +122,7 @@ class RunPanel:
             self._done.set()
 
     def _wait_for_quiet(self) -> None:
-        if "anywidget" in sys.modules:
+        if "anywidget" in sys.modules or _shows_cards(self._run):
             return
         changed, view = self._session.engine.changed, self._run.view
         with changed:
@@ -125,17 +141,34 @@ class RunPanel:
         changed, view = self._session.engine.changed, self._run.view
         while True:
             with changed:
-                changed.wait_for(lambda: self._seen != (view.version, view.ended is not None, self._asked), timeout=1.0)
-            begun = time.thread_time()
+                while (wait_s := min(self._all_due_s(), self._cards_due_s()) - time.monotonic()) > 0:
+                    changed.wait(wait_s)
+                everything = self._all_due_s() <= time.monotonic()
+            if not everything:
+                self.send_cards()
+                continue
             more = self.send()
             if view.ended is not None and not more:
                 self.send(whole=True)  # an executed notebook takes in only what is sent while a cell runs
                 with changed:
-                    if self._seen == (view.version, True, self._asked):
+                    if self._seen == self._now_seen():
                         self._done.set()  # under the lock: whoever asks from now on sends himself
                         return
-            pause_s = PAUSE_RATIO * (time.thread_time() - begun)
-            time.sleep(min(max(pause_s, MIN_INTERVAL_S), MAX_INTERVAL_S))  # the pace of sending, not a wait for anything
+
+    def _now_seen(self) -> tuple[int, bool, int]:
+        view = self._run.view
+        return view.version - self._data.only_cards, view.ended is not None, self._asked
+
+    def _all_due_s(self) -> float:
+        """When everything is to be sent, by time.monotonic(). Here and below: with the lock of the engine's client."""
+        if self._seen != self._now_seen():
+            return self._next_s
+        return max(self._next_s, self._last_s + (CARDS_ONLY_S if self._seen_cards != self._data.only_cards else CLOCK_S))
+
+    def _cards_due_s(self) -> float:
+        """When the next of the changed cards that are shown is to be sent."""
+        due = [self._paces.get(key, 0.0) - EARLY_S for key in self._data.moved if key in self._sent]
+        return max(min(due), self._cards_s) if due else math.inf
 
     def finish(self) -> None:
         """For a cell that waited and whose notebook is saved when it ends: let the last state be sent, if the panel has begun."""
@@ -147,6 +180,7 @@ class RunPanel:
     def send(self, whole: bool = False) -> bool:
         """Send what has changed, or everything. True if there is more to read from the store."""
         with self._sending:
+            begun = time.thread_time()
             more = self._read()
             time.sleep(0)  # the main thread may have its turn between two parts, else it waits for the interpreter's next switch
             state = self._state(self._collect())
@@ -162,15 +196,40 @@ class RunPanel:
             if self._widget is not None and (new or gone):
                 time.sleep(0)
                 self._widget.change(new | gone)
-                self._sent.update(new)
-                for key in gone:
-                    del self._sent[key]
+                with self._session.engine.changed:
+                    self._sent.update(new)
+                    for key in gone:
+                        del self._sent[key]
+                        self._paces.pop(key, None)
+            self._last_s = now = time.monotonic()
+            self._pace(new, now)
+            self._next_s = now + min(max(PAUSE_RATIO * (time.thread_time() - begun), MIN_INTERVAL_S), MAX_INTERVAL_S)
             return more
 
+    def send_cards(self) -> None:
+        """Send the cards that have changed and are due, as far as they are shown already."""
+        with self._sending:
+            begun = time.thread_time()
+            with self._session.engine.changed:
+                early = time.monotonic() + EARLY_S
+                found = self._data.take([key for key in self._data.moved if key in self._sent and self._paces.get(key, 0.0) <= early])
+            new = _with_vega({key: card for key, card in found.items() if self._sent[key] != card}, self._sent)
+            if self._widget is not None and new:
+                time.sleep(0)
+                self._widget.change(new)
+                self._sent.update(new)
+            now = time.monotonic()
+            self._pace(found, now)
+            self._cards_s = now + min(PAUSE_RATIO * (time.thread_time() - begun), MAX_INTERVAL_S)
+
+    def _pace(self, sent: Iterable[str], now: float) -> None:
+        for key in sent:
+            if key.startswith("card "):
+                self._paces[key] = max(self._paces.get(key, 0.0), now) + MIN_INTERVAL_S
+
     def _collect(self) -> Shown:
-        view = self._run.view
         with self._session.engine.changed:
-            self._seen = (view.version, view.ended is not None, self._asked)
+            self._seen, self._seen_cards = self._now_seen(), self._data.only_cards
             return self._data.shown(time.time())
 
     @staticmethod
@@ -178,9 +237,7 @@ class RunPanel:
         """By the keys of the model."""
         state: dict[str, Json] = {"head": shown.head, "steps": shown.steps, "tasks": shown.tasks, "tables": shown.tables}
         state |= {f"detail {name}": detail for name, detail in shown.details.items()}
-        if any(map(uses_vega, shown.cards.values())) and (asset := vega()) is not None:
-            state["vega"] = asset
-        return state | shown.cards
+        return state | _with_vega(shown.cards, {})
 
     def _read(self) -> bool:
         """Bring to the data what it wants from the store. The store is read without the lock."""
@@ -292,6 +349,21 @@ class RunPanel:
             self._widget.change({"graph": layout_now})
         self._retried(run)
         self.start()
+
+
+def _shows_cards(run: Run) -> bool:
+    """Whether a step has a card, or speaks of one: it is to be seen soon after the step begins."""
+    texts = (str(source.get("source", "")) for source in run.spec.sources.values() if isinstance(source, dict))
+    return any(step.options.cards or SPEAKS_OF_CARDS.search(step.source) for step in run.spec.steps) or any(
+        map(SPEAKS_OF_CARDS.search, texts)
+    )
+
+
+def _with_vega(cards: Mapping[str, Json], sent: Mapping[str, Json]) -> dict[str, Json]:
+    """Cards, and what draws their charts if it was not sent yet."""
+    if "vega" not in sent and any(map(uses_vega, cards.values())) and (asset := vega()) is not None:
+        return {**cards, "vega": asset}
+    return dict(cards)
 
 
 def uses_vega(part: Json) -> bool:

@@ -219,6 +219,8 @@ class PanelData:
         self.stored: dict[Task, Mapping[str, Json]] = {}  # cards from the store, of tasks whose frames were not heard: name → card
         self.notes: list[str] = []
         self.said: Said | None = None
+        self.only_cards = 0  # hints so far that changed nothing but a card that was there before
+        self.moved: dict[str, tuple[Task, str]] = {}  # key → task and name of the cards that such hints changed, since they were taken
         self._order = {step.name: place for place, step in enumerate(run.spec.steps)}
         self._steps = {step.name: step for step in run.spec.steps}
         self._sources = _sources(run.spec.steps)
@@ -263,6 +265,7 @@ class PanelData:
             self._live.pop(task, None)
             for name in self._cards.pop(task, ()):
                 self._checked.pop((task, name), None)
+                self.moved.pop(card_key(task, name), None)
             self._card_sizes.pop(task, None)
             self.stored.pop(task, None)
         elif kind == "failed":
@@ -283,9 +286,11 @@ class PanelData:
         if not isinstance(card, dict) or not isinstance(version, int):
             return
         name = str(message.get("id"))[:SHORT]
-        kept = self._cards.pop(task, None) or {}
+        kept = self._cards.setdefault(task, {})
+        if name in kept:
+            self.only_cards += 1
+            self.moved[card_key(task, name)] = (task, name)
         kept[name] = (version, card)
-        self._cards[task] = kept  # the last one changed last
         self._card_sizes[task] = sum(_strings(card) for _, card in kept.values())
         while len(self._cards) > CARDS_KEPT or (len(self._cards) > 1 and sum(self._card_sizes.values()) > CARDS_KEPT_BYTES):
             self._drop_card()
@@ -294,12 +299,16 @@ class PanelData:
             self._live.setdefault(task, Live()).metrics |= found
 
     def _drop_card(self) -> None:
-        """Forget the cards that are least worth keeping: the store has them, too."""
+        """Forget the cards that are least worth keeping: the store has them, too. Of tasks that run those stay that came first, else
+        those that are shown would change all the time."""
         active, looked_at = self._view.state.active, self._looked_at
-        worst = next((task for task in self._cards if task not in active and task not in looked_at), next(iter(self._cards)))
+        idle = (task for task in self._cards if task not in active and task not in looked_at)
+        last = (task for task in reversed(self._cards) if task not in looked_at)
+        worst = next(idle, None) or next(last, None) or next(iter(self._cards))
         self._card_sizes.pop(worst, None)
         for name in self._cards.pop(worst):
             self._checked.pop((worst, name), None)
+            self.moved.pop(card_key(worst, name), None)
 
     def _touch(self, task: Task) -> None:
         self._rows.pop(task, None)
@@ -323,6 +332,7 @@ class PanelData:
 
     def shown(self, now: float) -> Shown:
         """All of it, at `now` by the clock of the engine."""
+        self.moved.clear()
         chosen = self._details()
         budget = DETAIL_BYTES
         details: dict[str, Detail] = {}
@@ -531,8 +541,7 @@ class PanelData:
         state = self._view.state
         wanted: dict[Task, None] = dict.fromkeys(reversed(self._looked_at))
         wanted |= dict.fromkeys(islice((t for t in self._failed if state.tasks[t].state == "failed"), DETAILS // 3))
-        carded = [task for task in reversed(self._cards) if task in state.active]
-        wanted |= dict.fromkeys(islice(carded, DETAILS // 3))
+        wanted |= dict.fromkeys(islice((task for task in self._cards if task in state.active), DETAILS // 3))
         wanted |= dict.fromkeys(islice(reversed(list(state.active)), DETAILS // 3))
         for task in reversed(self._newest):
             if len(wanted) >= DETAILS:
@@ -578,6 +587,10 @@ class PanelData:
         return [t for t in self._details() if t not in self._cards and t not in self.stored and tasks[t].ended_at is not None]
 
     # ---- cards ------------------------------------------------------------------------------------------------------
+
+    def take(self, keys: Iterable[str]) -> dict[str, Json]:
+        """Cards that have moved, by their keys."""
+        return {key: self._card(*self.moved.pop(key)) for key in keys}
 
     def _names(self, task: Task) -> Iterable[str]:
         return self._cards.get(task) or self.stored.get(task) or ()
