@@ -1,9 +1,9 @@
 /** Order, axes, phases and words of the panel. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { bytes, cell, memory, number, seconds, shares } from "../src/panel/format";
-import { axes, first, matches, pieces, scale, sorted, ticks, timed } from "../src/panel/pick";
-import type { Cell, Column, Task } from "../src/types";
+import { aligned, bytes, cell, memory, number, plain, seconds, shares } from "../src/panel/format";
+import { axes, empties, first, followed, matches, pieces, scale, sorted, ticks, timed } from "../src/panel/pick";
+import type { Cell, Column, Step, Task } from "../src/types";
 
 const task = (id: string, more: Partial<Task> = {}): Task => ({
     id, step: id.split("[")[0]!, index: [], item: null, state: "waiting", attempt: 0, queued: null, launched: null, running: null,
@@ -46,6 +46,7 @@ test("a scatter begins with an item against a result", () => {
 test("learning rates are put on a logarithmic scale, numbers that are close or not positive are not", () => {
     assert.deepEqual(scale([0.0001, 0.1]).ticks, [0.0001, 0.001, 0.01, 0.1]);
     assert.equal(scale([0.0001, 0.1]).log, true);
+    assert.deepEqual(scale([0.002, 0.7]).ticks, [0.003, 0.01, 0.03, 0.1, 0.3]);
     assert.equal(scale([0, 0.1]).log, false);
     assert.equal(scale([1, 3]).log, false);
     assert.equal(scale([5, 5]).place(5), 0.5);
@@ -54,7 +55,8 @@ test("learning rates are put on a logarithmic scale, numbers that are close or n
 });
 
 test("ticks are round and few", () => {
-    assert.deepEqual(ticks(0, 4.9, 4), [0, 2, 4]);
+    assert.deepEqual(ticks(0, 4.9, 4), [0, 1, 2, 3, 4]);
+    assert.deepEqual(ticks(5, 90, 4), [20, 40, 60, 80]);
     assert.deepEqual(ticks(0.1, 0.3, 4), [0.1, 0.15, 0.2, 0.25, 0.3].filter((tick) => ticks(0.1, 0.3, 4).includes(tick)));
     assert.deepEqual(ticks(1, 1, 4), []);
     assert.deepEqual(ticks(0, Infinity, 4), []);
@@ -88,7 +90,7 @@ test("what is searched for is found whatever its case, and no text is lost", () 
 });
 
 test("numbers and sizes read well", () => {
-    assert.deepEqual([0.0424, 0.42, 9.96, 59.7, 75, 7322, -3].map(seconds), ["42 ms", "0.4 s", "10.0 s", "1:00 min", "1:15 min", "2:02 h", "0.0 s"]);
+    assert.deepEqual([0.0424, 0.42, 9.96, 59.7, 75, 7322, -3].map(seconds), ["42 ms", "0.4 s", "10.0 s", "1:00 min", "1:15 min", "2:02 h", "0 ms"]);
     assert.deepEqual([seconds(null), seconds(NaN)], ["", ""]);
     assert.deepEqual([48.3, 1234].map(memory), ["48 MB", "1.2 GB"]);
     assert.deepEqual([950, 12_345, 3_400_000].map(bytes), ["950 B", "12 kB", "3 MB"]);
@@ -98,4 +100,42 @@ test("numbers and sizes read well", () => {
 
 test("a bar shows what is done before what runs, and nothing that is not there", () => {
     assert.deepEqual(shares({ counts: { failed: 1, running: 2, launched: 1, waiting: 9 }, total: 13 }), [{ state: "running", count: 3 }, { state: "failed", count: 1 }]);
+});
+
+test("the task that is followed stays for a while, but a failure is shown at once", () => {
+    const none = (): boolean => false;
+    const running = [task("a", { state: "succeeded", launched: 1, ended: 2 }), task("b", { state: "running", launched: 2 })];
+    const failed = [...running, task("c", { state: "failed", launched: 2, ended: 3 })];
+
+    assert.equal(followed(running, none, null, 10, false), "b");
+    assert.equal(followed(running, none, { id: "a", at: 9 }, 10, false), "a", "it has just ended");
+    assert.equal(followed(running, none, { id: "a", at: 7 }, 10, false), "b");
+    assert.equal(followed(failed, none, { id: "b", at: 9 }, 10, false), "c");
+    assert.equal(followed([task("b", { state: "running", launched: 2 }), task("a", { state: "running", launched: 1 })], none, { id: "a", at: 0 }, 99, false), "a", "it runs on");
+    assert.equal(followed(running, none, { id: "a", at: 9 }, 10, true), "b", "the run has ended");
+    assert.equal(followed(running, none, { id: "gone", at: 9 }, 10, false), "b");
+    assert.equal(followed([], none, { id: "a", at: 9 }, 10, false), null);
+});
+
+test("a fan-out has no items where what needs it went on, also one in another", () => {
+    const step = (name: string, more: Partial<Step> = {}): Step => ({ step: name, state: "waiting", counts: {}, total: 0, begun: null, seconds: null, note: "", fan: true, ...more });
+    const edges = [{ from: "outer", to: "inner" }, { from: "inner", to: "join" }];
+    const join = step("join", { fan: false, total: 1 });
+
+    assert.deepEqual([...empties([step("outer"), step("inner"), join], edges)], []);
+    assert.deepEqual([...empties([step("outer"), step("inner"), { ...join, begun: 5 }], edges)], ["inner", "outer"]);
+    assert.deepEqual([...empties([step("outer", { total: 2 }), step("inner"), { ...join, begun: 5 }], edges)], ["inner"]);
+});
+
+test("numbers of a column stand with their points below each other", () => {
+    const [digit, point] = ["\u2007", "\u2008"];
+
+    assert.deepEqual(aligned([0.25, 12.5, 3, null]), ["0.25", `12.5${digit}`, `3${point}${digit}${digit}`, ""]);
+    assert.deepEqual(aligned([1, 20]), ["1", "20"]);
+    assert.deepEqual(aligned([1e-7, 0.5, "x", true]), ["1e-7", "0.5", "x", "true"]);
+});
+
+test("signs that turn a text around are made visible", () => {
+    assert.equal(plain("evil\u202egnp.exe \u2066\u200f"), "evil\\u202egnp.exe \\u2066\\u200f");
+    assert.equal(plain("\u05e9\u05dc\u05d5\u05dd"), "\u05e9\u05dc\u05d5\u05dd", "Hebrew stays as it is");
 });

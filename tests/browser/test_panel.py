@@ -64,7 +64,32 @@ def waits_for(path: Path) -> str:
 def column(lab: Lab, name: str) -> list[str]:
     """The cells of a column of the sweep table, from the top."""
     titles = [title.strip("▾▴") for title in lab.page.locator(".fbp-sweep thead th").all_inner_texts()]
-    return lab.page.locator(f".fbp-sweep tbody td:nth-child({titles.index(name) + 1})").all_inner_texts()
+    cells = lab.page.locator(f".fbp-sweep tbody td:nth-child({titles.index(name) + 1})").all_inner_texts()
+    return [cell.strip() for cell in cells]  # numbers are filled up to stand with their points below each other
+
+
+# Text that is too faint for its ground (WCAG 2.2, AA: 4.5, or 3 where it is large), with its contrast. What lies behind is put together from outside in.
+FAINT = """panel => {
+    const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const over = (colours) => { pen.clearRect(0, 0, 1, 1); for (const one of colours) { pen.fillStyle = one; pen.fillRect(0, 0, 1, 1); } return [...pen.getImageData(0, 0, 1, 1).data]; };
+    const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4).reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+    const grounds = (el) => el ? [...grounds(el.parentElement), getComputedStyle(el).backgroundColor] : ['#fff'];
+    const found = [];
+    for (const el of panel.querySelectorAll('*')) {
+        const text = [...el.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('').trim();
+        if (!text || !el.checkVisibility() || el.closest('title, option, :disabled, [aria-hidden=true] canvas')) continue;
+        const style = getComputedStyle(el), ink = el instanceof SVGElement ? style.fill : style.color;
+        const behind = grounds(el), [a, b] = [light(over(behind)), light(over([...behind, ink]))];
+        const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+        const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.6 && style.fontWeight >= 700);
+        if (contrast < (large ? 3 : 4.5)) found.push(`${text.slice(0, 30)} (${el.className.baseVal ?? el.className}): ${contrast.toFixed(2)}`);
+    }
+    return found;
+}"""
+
+
+def assert_readable(lab: Lab) -> None:
+    assert lab.page.locator(".fbp").first.evaluate(FAINT) == []
 
 
 def save(lab: Lab) -> dict[str, Any]:
@@ -91,6 +116,7 @@ def test_a_sweep_is_seen_as_it_goes_and_after_it_failed(lab: Lab, tmp_path: Path
     page.get_by_role("tab", name="Error").click()
     assert "Cell In[4], line 6" in page.locator(".fbp-where").inner_text()
     lab.picture("panel-error-light", whole=True)
+    assert_readable(lab)
 
     # The table is ordered by a click on a title, and by one more the other way.
     page.get_by_role("tab", name="train").first.click()
@@ -109,6 +135,7 @@ def test_a_sweep_is_seen_as_it_goes_and_after_it_failed(lab: Lab, tmp_path: Path
     page.wait_for_function("document.querySelector('.fbp-card').innerText.includes('Epoch 40/40')")
     assert page.locator(".fbp-point").count() == 5 and page.locator(".fbp-point.fbp-chosen").count() == 1
     lab.picture("panel-table-light", whole=True)
+    assert_readable(lab)
     page.get_by_role("tab", name="Output").click()
     assert page.locator(".fbp-printed .ansi-green").inner_text() == "ready"
     page.locator(".fbp-search input").fill("EPOCH 3")
@@ -118,10 +145,15 @@ def test_a_sweep_is_seen_as_it_goes_and_after_it_failed(lab: Lab, tmp_path: Path
 
     lab.theme(DARK)
     lab.picture("panel-table-dark", whole=True)
+    assert_readable(lab)
     page.get_by_role("tab", name="Timeline").click()
     page.get_by_role("tab", name="Card").click()
     lab.picture("panel-timeline-dark", whole=True)
+    assert_readable(lab)
     lab.theme(LIGHT)
+    page.emulate_media(forced_colors="active")
+    lab.picture("panel-forced-colors", whole=True)
+    page.emulate_media(forced_colors="none")
     lab.picture("panel-narrow", width=420, whole=True)
     page.set_viewport_size({"width": 420, "height": 900})
     area = page.locator(".fbp").first
@@ -170,11 +202,11 @@ def test_stop_works_while_another_cell_blocks_the_kernel(lab: Lab, tmp_path: Pat
     ]
     opened(lab, tmp_path / "blocked.ipynb", *cells)
     page = lab.page
-    page.wait_for_function("document.querySelectorAll('.fbp-row[role=option]').length == 2")
+    page.wait_for_function("document.querySelectorAll('.fbp-row[data-task]').length == 2")
     page.wait_for_selector("text=blocks >> visible=true")
-    page.locator(".fbp-row[role=option]", has_text="[1]").click()
+    page.locator(".fbp-row[data-task]", has_text="[1]").click()
     page.get_by_role("button", name="Stop task").click()
-    page.wait_for_selector(".fbp-row[role=option][aria-label*='[1]'][aria-label*='stopped']")
+    page.wait_for_selector(".fbp-row[data-task][aria-label*='[1]'][aria-label*='stopped']")
     assert lab.busy() == 1
     page.get_by_role("button", name="Stop run").click()
     ended(lab, "stopped")
@@ -259,9 +291,18 @@ def test_the_panel_is_used_without_a_mouse_and_read_out(lab: Lab, tmp_path: Path
     assert page.locator(".fbp-spoken").get_attribute("role") == "status"
     page.locator(".fbp-lines").focus()
     page.keyboard.press("Home")
+    head = page.locator(".fbp-row[data-here]")
+    assert head.get_attribute("aria-label").startswith("work, 4 tasks, 4 done, 1 failed")  # type: ignore[union-attr]
+    page.keyboard.press("ArrowDown")
     assert page.locator(".fbp-row[aria-selected=true]").get_attribute("aria-label").startswith("work[0]")  # type: ignore[union-attr]
     page.keyboard.press("ArrowDown")
     assert page.locator(".fbp-detail h4").inner_text() == "work[1]"
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert head.get_attribute("aria-expanded") == "false"
+    assert page.locator(".fbp-row[data-task]").count() == 2, "folded, what is chosen and what failed stay in sight"
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".fbp-row[data-task]").count() == 4
     page.locator(".fbp-tabs [role=tab]").first.focus()
     page.keyboard.press("ArrowRight")
     assert page.locator(".fbp-tabs [role=tab][aria-selected=true]").first.inner_text().startswith("work")
@@ -270,10 +311,42 @@ def test_the_panel_is_used_without_a_mouse_and_read_out(lab: Lab, tmp_path: Path
     assert page.locator(".fbp-node[aria-pressed=true]").count() == 1
     assert page.evaluate("document.activeElement.closest('.fbp') !== null"), "the notebook took the key"
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll('.fbp button, .fbp select, .fbp input, .fbp [role=img], .fbp [role=option]')]
+        """() => [...document.querySelectorAll('.fbp button, .fbp select, .fbp input, .fbp [role=img], .fbp [data-task]')]
                  .filter(el => el.getAttribute('aria-hidden') !== 'true' && !(el.innerText || el.getAttribute('aria-label') || '').trim()).map(el => el.outerHTML)"""
     )
     assert nameless == []
+    page.get_by_role("tab", name="Timeline").click()
+    heard = page.locator(".fbp").aria_snapshot()
+    for said in (
+        '- heading "keys" [level=3]',
+        "- status: run 1 failed. 1 failed",
+        '- button "work, failed, 4/4 · 1 failed" [pressed]',
+        '- tree "tasks"',
+        '- treeitem "work[2], item 2, failed',
+        '- tab "Timeline"',
+        '- region "task work[1]"',
+        "- term: took",
+    ):
+        assert said in heard, (said, heard)
+    assert_keys_lead_through(lab)
+
+
+def assert_keys_lead_through(lab: Lab) -> None:
+    """Tab alone comes from the first control of the panel to its last, to each once, and out of it again."""
+    page = lab.page
+    page.locator(".fbp-head button").first.focus()
+    passed: list[str] = []
+    for _ in range(60):
+        passed.append(
+            page.evaluate("(el => el.closest('.fbp') ? el.getAttribute('aria-label') || el.innerText : '')(document.activeElement)")
+        )
+        if not passed[-1]:
+            break
+        page.keyboard.press("Tab")
+    assert passed[-1] == "" and len(passed) == len(set(passed)), passed
+    assert {"Retry failed", "tasks"} <= set(passed) and any(name.startswith("output of work") or name == "traceback" for name in passed), (
+        passed
+    )
 
 
 def test_many_tasks_stay_readable(lab: Lab, tmp_path: Path) -> None:
@@ -288,9 +361,51 @@ def test_many_tasks_stay_readable(lab: Lab, tmp_path: Path) -> None:
     )
     page = lab.page
     ended(lab, "failed")
-    page.wait_for_selector(".fbp-fold[aria-expanded=false]")
+    page.wait_for_selector(".fbp-headrow[aria-expanded=false]")
     lab.picture("panel-many", whole=True)
-    assert page.locator(".fbp-row[role=option]").count() < 20
+    assert page.locator(".fbp-row[data-task]").count() < 20
     page.get_by_role("tab", name="work").first.click()
     assert "200 of 400 tasks" in page.locator(".fbp-sweep").inner_text()
     lab.picture("panel-many-table", whole=True)
+
+
+def test_the_table_is_the_one_of_python_also_while_the_step_runs(lab: Lab, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    wait = f"import pathlib, time\nwhile rate > 0.05 and not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.02)"
+    rows = "print(train.table()[['rate', 'score', 'state']].to_json(orient='values'))"
+    opened(
+        lab,
+        tmp_path / "same.ipynb",
+        LOAD,
+        "%%flowstep start\nrates = [0.001, 0.1, 0.01, 0.2]",
+        f'%%flowstep train --foreach "rate in rates"\n{wait}\nscore = rate * 2',
+        "%flow run",
+    )
+    page = lab.page
+    page.get_by_role("tab", name="train").first.click()
+    page.wait_for_function("document.querySelectorAll('.fbp-sweep tbody .fbp-is-succeeded').length === 2")
+    page.wait_for_function("[...document.querySelectorAll('.fbp-sweep tbody td')].some(td => td.textContent.trim() === '0.02')")
+
+    def both() -> tuple[list[Any], list[Any]]:
+        lab.page.evaluate(
+            """code => { const cells = window.jupyterapp.shell.currentWidget.content.model.sharedModel;
+                cells.insertCell(cells.cells.length, { cell_type: 'code', source: code, metadata: {}, outputs: [] }); }""",
+            rows,
+        )
+        number = page.locator(".jp-Notebook .jp-Cell").count() - 1
+        lab.run_cell(number)
+        lab.cell(number).locator(".jp-OutputArea-output", has_text="[[").wait_for()
+        python = json.loads(lab.output(number))
+        shown = zip(column(lab, "rate"), column(lab, "score"), column(lab, "state"), strict=True)
+        return [list(row) for row in shown], [
+            ["" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row] for row in python
+        ]
+
+    panel_rows, python_rows = both()
+    done = [row for row in python_rows if row[1]]
+    assert len(done) == 2 and [row for row in panel_rows if row[1]] == done, "half of it is there, the same in both"
+    go.touch()
+    ended(lab, "succeeded")
+    page.wait_for_function("[...document.querySelectorAll('.fbp-sweep tbody td')].some(td => td.textContent.trim() === '0.4')")
+    panel_rows, python_rows = both()
+    assert panel_rows == python_rows == [[f"{rate:g}", f"{rate * 2:g}", "succeeded"] for rate in (0.001, 0.1, 0.01, 0.2)]

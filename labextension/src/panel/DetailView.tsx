@@ -3,7 +3,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { renderCard } from "../card/index";
 import { spans } from "../text";
 import type { Artifact, CardJson, Detail, Failure, Task } from "../types";
-import { bytes, memory, seconds, word } from "./format";
+import { bytes, memory, plain, seconds, word } from "./format";
 import { Icon } from "./Icon";
 import type { State } from "./model";
 import { Output } from "./Output";
@@ -30,14 +30,14 @@ export function DetailView({ state, task, now, dark, tab, setTab, stop }: Props)
             <header>
                 <Icon state={task.state} label={false} />
                 <h4>{task.id}</h4>
-                {task.item !== null && <span class="fbp-item">{task.item}</span>}
-                <span class="fbp-dim">{word(task.state)}{task.attempt ? `, attempt ${task.attempt + 1}` : ""}</span>
+                {task.item !== null && <span class="fbp-item" title={plain(task.item)}>{plain(task.item)}</span>}
+                <span class="fbp-dim fbp-now">{word(task.state)}{task.attempt ? `, attempt ${task.attempt + 1}` : ""}</span>
                 {runs && <button type="button" class="fbp-button" onClick={stop}>Stop task</button>}
             </header>
             <Facts task={task} now={now} />
             {detail
                 ? <Tabs key={task.id} tabs={tabs} chosen={chosen} choose={setTab} label={`about ${task.id}`} />
-                : <p class="fbp-dim">{task.launched === null && task.ended === null ? (task.why ?? "it has not begun") : "asked for; the kernel has not answered yet"}</p>}
+                : <p class="fbp-dim">{task.launched === null && task.ended === null ? (task.why ? "it did not run" : "it has not begun") : "asked for; the kernel has not answered yet"}</p>}
         </section>
     );
 }
@@ -58,7 +58,7 @@ function Facts({ task, now }: { task: Task; now: number }) {
     return (
         <dl class="fbp-facts">
             {facts.map(([name, value]) => <div><dt>{name}</dt><dd>{value}</dd></div>)}
-            {task.why && <div class="fbp-why"><dt>{task.state === "skipped" || task.launched === null ? "why" : "ran"}</dt><dd>{task.why}</dd></div>}
+            {task.why && <div class="fbp-why"><dt>{task.state === "skipped" || task.launched === null ? "why" : "ran"}</dt><dd>{plain(task.why)}</dd></div>}
         </dl>
     );
 }
@@ -71,14 +71,14 @@ function tabsOf(state: State, task: Task, detail: Detail, dark: boolean): Tab[] 
         tabs.push({ id: "card", label: cards.length > 1 ? `Cards ${cards.length}` : "Card", content });
     }
     if (detail.error) tabs.push({ id: "error", label: "Error", content: () => <Error error={detail.error!} /> });
-    tabs.push({ id: "output", label: "Output", content: () => <Output output={detail.output} size={detail.size} task={task.id} /> });
+    tabs.push({ id: "output", label: "Output", content: () => <Output output={detail.output} size={detail.size} task={task.id} ended={task.ended !== null} /> });
     if (detail.artifacts.length) {
         tabs.push({ id: "artifacts", label: `Artifacts ${detail.artifacts.length + detail.left_out}`, content: () => <Artifacts artifacts={detail.artifacts} left={detail.left_out} /> });
     }
     return tabs;
 }
 
-function CardView({ card, state, dark, named }: { card: CardJson; state: State; dark: boolean; named: boolean }) {
+export function CardView({ card, state, dark, named }: { card: CardJson; state: State; dark: boolean; named: boolean }) {
     const place = useRef<HTMLDivElement>(null);
     const end = useRef<(() => void) | null>(null);
     useEffect(() => {
@@ -92,12 +92,18 @@ function Error({ error }: { error: Failure }) {
     const where = [error.cell, error.line !== null && `line ${error.line}`].filter(Boolean).join(", ");
     return (
         <div class="fbp-error">
-            <p><b>{error.type}</b>{error.message && `: ${error.message}`}</p>
-            {where && <p class="fbp-where">{where}{error.source_line && <code>{error.source_line.trim()}</code>}</p>}
-            {error.traceback && <pre tabIndex={0} aria-label="traceback">{spans(error.traceback.replace(/^\s*-{20,}\s*\n/, "")).map(({ text, style }) => <span class={style.map((name) => `ansi-${name}`).join(" ")}>{text}</span>)}</pre>}
+            <p><b>{error.type}</b>{error.message && `: ${plain(error.message)}`}</p>
+            {where && <p class="fbp-where">{where}{error.source_line && <code>{plain(error.source_line.trim())}</code>}</p>}
+            {error.traceback && <pre tabIndex={0} aria-label="traceback">{spans(told(error.traceback)).map(({ text, style }) => <span class={style.map((name) => `ansi-${name}`).join(" ")}>{text}</span>)}</pre>}
         </div>
     );
 }
+
+/** Classes and functions, which stand behind the values. */
+const isCode = ({ type }: Artifact): boolean => type === "type" || type === "function";
+
+/** A traceback without the line above it, and without what makes IPython's first line as wide as a terminal. */
+const told = (traceback: string): string => traceback.replace(/^\s*(?:\x1b\[[\d;]*m)*-{20,}\s*(?:\x1b\[[\d;]*m)*\n/, "").replace(/^(.{1,200}?) {2,}(Traceback \(most recent call last\))/, "$1  $2");
 
 function Artifacts({ artifacts, left }: { artifacts: Artifact[]; left: number }) {
     return (
@@ -105,10 +111,10 @@ function Artifacts({ artifacts, left }: { artifacts: Artifact[]; left: number })
             <table class="fbp-artifacts" aria-label="artifacts">
                 <thead><tr><th scope="col">name</th><th scope="col">type</th><th scope="col" class="fbp-number">size</th><th scope="col">value</th></tr></thead>
                 <tbody>
-                    {artifacts.map((one) => (
+                    {[...artifacts].sort((a, b) => Number(isCode(a)) - Number(isCode(b))).map((one) => (
                         <tr key={one.name}>
-                            <th scope="row">{one.name}</th><td>{one.type}</td><td class="fbp-number">{one.size === null ? "" : bytes(one.size)}</td>
-                            <td class="fbp-value" title={one.repr}><code>{one.repr}</code></td>
+                            <th scope="row">{plain(one.name)}</th><td>{one.type}</td><td class="fbp-number">{one.size === null ? "" : bytes(one.size)}</td>
+                            <td class="fbp-value" title={plain(one.repr)}><code>{plain(one.repr)}</code></td>
                         </tr>
                     ))}
                 </tbody>

@@ -6,7 +6,7 @@ import type { Piece } from "../types";
 import { bytes } from "./format";
 import { matches } from "./pick";
 
-export function Output({ output, size, task }: { output: Piece[]; size: number; task: string }) {
+export function Output({ output, size, task, ended }: { output: Piece[]; size: number; task: string; ended: boolean }) {
     const [query, ask] = useState("");
     const [at, go] = useState(0);
     const box = useRef<HTMLDivElement>(null);
@@ -21,7 +21,7 @@ export function Output({ output, size, task }: { output: Piece[]; size: number; 
         if (query) el.querySelector(".fbp-here")?.scrollIntoView({ block: "nearest" });
         else if (atEnd.current) el.scrollTop = el.scrollHeight;
     });
-    if (!output.length) return <p class="fbp-dim">nothing printed yet</p>;
+    if (!output.length) return <p class="fbp-dim">{ended ? "it printed nothing" : "nothing printed yet"}</p>;
     const next = (event: KeyboardEvent): void => {
         event.stopPropagation();
         if (event.key === "Enter" && count) go((at + (event.shiftKey ? count - 1 : 1)) % count);

@@ -1,16 +1,17 @@
 /** The panel of one run. What a view has chosen is kept here; what the run is, comes with every turn from the model. */
 import type { ComponentChildren } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import type { Head, Step } from "../types";
-import { DetailView } from "./DetailView";
-import { done, seconds, shares, word } from "./format";
+import { CardView, DetailView } from "./DetailView";
+import { done, plain, seconds, shares, word } from "./format";
 import { GraphView } from "./GraphView";
 import { Bar, Icon } from "./Icon";
 import type { State } from "./model";
-import { first, type Order } from "./pick";
+import { empties, first, followed, type Order } from "./pick";
 import { Sweep } from "./Sweep";
 import { Tabs, type Tab } from "./Tabs";
 import { Timeline } from "./Timeline";
+import { useHeldHeight } from "./width";
 
 /** `turn` is new whenever the model has changed or time has passed. */
 export function Panel({ state, dark }: { state: State; dark: boolean; turn: object }) {
@@ -23,7 +24,14 @@ export function Panel({ state, dark }: { state: State; dark: boolean; turn: obje
     const [orders, setOrders] = useState<{ [step: string]: Order | null }>({});
     useEffect(() => { pick(null); chooseStep(null); }, [head.run]);
 
-    const shown = tasks.some((task) => task.id === picked) ? picked : first(tasks, (id) => (state.detail(id)?.cards.length ?? 0) > 0);
+    const hasCard = (id: string): boolean => (state.detail(id)?.cards.length ?? 0) > 0;
+    const held = useRef<{ id: string; at: number } | null>(null);
+    const at = Date.now() / 1000;
+    const shown = tasks.some((task) => task.id === picked) ? picked : followed(tasks, hasCard, held.current, at, head.state !== "running");
+    if (shown !== held.current?.id) held.current = shown === null ? null : { id: shown, at };
+    const columns = useRef<HTMLDivElement>(null);
+    useHeldHeight(columns, head.state === "running", `${tab} ${picked}`);
+    const empty = empties(steps, state.graph.edges);
     const task = tasks.find((one) => one.id === shown);
     const wanted = task && picked === task.id && !state.detail(task.id) && (task.launched !== null || task.ended !== null) ? task : null;
     useEffect(() => { if (wanted) state.send({ do: "show", step: wanted.step, index: wanted.index }); }, [wanted?.id]);
@@ -37,15 +45,15 @@ export function Panel({ state, dark }: { state: State; dark: boolean; turn: obje
         chooseStep(name);
         chooseTab(tables[name] ? `table ${name}` : "timeline");
         const own = tasks.filter((one) => one.step === name);
-        const next = own.length ? first(own, (id) => (state.detail(id)?.cards.length ?? 0) > 0) : null;
+        const next = own.length ? first(own, hasCard) : null;
         if (next && !own.some((one) => one.id === shown)) choose(next);
     };
     const views: Tab[] = [
-        { id: "timeline", label: "Timeline", content: () => <Timeline steps={steps} tasks={tasks} now={now} started={head.started} chosen={shown} choose={choose} /> },
+        { id: "timeline", label: "Timeline", content: () => <Timeline steps={steps} tasks={tasks} empty={empty} now={now} started={head.started} chosen={shown} choose={choose} /> },
         ...Object.entries(tables).map(([name, table]) => ({
             id: `table ${name}`,
-            label: <>{name} <span class="fbp-count">{table.total}</span></>,
-            content: () => <Sweep step={name} table={table} now={now} chosen={shown} choose={choose} order={orders[name] ?? null} setOrder={(order) => setOrders({ ...orders, [name]: order })} />,
+            label: <><span class="fbp-short" title={name}>{name}</span> <span class="fbp-count">{table.total}</span></>,
+            content: () => <Sweep step={name} table={table} empty={empty.has(name)} now={now} chosen={shown} choose={choose} order={orders[name] ?? null} setOrder={(order) => setOrders({ ...orders, [name]: order })} />,
         })),
     ];
     const fan = steps.find((one) => `table ${one.step}` === tab);
@@ -55,11 +63,12 @@ export function Panel({ state, dark }: { state: State; dark: boolean; turn: obje
         <div class="fbp" data-run={head.run}>
             <Heading state={state} now={now} />
             <Notes head={head} />
-            <GraphView graph={state.graph} steps={steps} now={now} chosen={step ?? task?.step ?? null} choose={openStep} />
-            <div class="fbp-columns">
+            {state.card("card run") && <section class="fbp-run-card" aria-label="card of the run"><CardView card={state.card("card run")!} state={state} dark={dark} named={false} /></section>}
+            <GraphView graph={state.graph} steps={steps} empty={empty} now={now} chosen={step ?? task?.step ?? null} choose={openStep} />
+            <div class="fbp-columns" ref={columns}>
                 <Tabs tabs={views} chosen={tab} choose={chooseTab} label="tasks" aside={stopStep} />
                 {task && (
-                    <DetailView state={state} task={task} now={now} dark={dark} tab={detailTab} setTab={chooseDetailTab}
+                    <DetailView state={state} task={task} now={now} dark={dark} tab={detailTab} setTab={(tab) => { chooseDetailTab(tab); choose(task.id); }}
                         stop={() => state.send({ do: "stop", step: task.step, index: task.index })} />
                 )}
             </div>
@@ -106,10 +115,10 @@ function Spoken({ head, failed }: { head: Head; failed: number }) {
 function Notes({ head }: { head: Head }) {
     const lines: ComponentChildren[] = [];
     if (head.params.length) {
-        lines.push(<dl class="fbp-params" aria-label="parameters">{head.params.map((param) => <div><dt>{param.name}</dt><dd>{param.value}</dd></div>)}</dl>);
+        lines.push(<dl class="fbp-params" aria-label="parameters">{head.params.map((param) => <div><dt>{param.name}</dt><dd title={plain(param.value)}>{plain(param.value)}</dd></div>)}</dl>);
     }
     if (head.trouble) lines.push(<p class="fbp-trouble">{coded(head.trouble)}</p>);
-    if (head.error) lines.push(<p class="fbp-first"><b>{head.error}</b>{head.advice && <span>{coded(head.advice)}</span>}</p>);
+    if (head.error) lines.push(<p class="fbp-first"><b title={plain(head.error)}>{plain(head.error)}</b>{head.advice && <span>{coded(head.advice)}</span>}</p>);
     for (const note of head.notes) lines.push(<p class="fbp-note">{coded(note)}</p>);
     if (head.said) lines.push(<p class="fbp-dim" aria-hidden="true">{coded(head.said.text)}</p>);
     return lines.length ? <div class="fbp-notes">{lines}</div> : null;
@@ -117,7 +126,7 @@ function Notes({ head }: { head: Head }) {
 
 /** What stands between backticks, as code. */
 function coded(text: string): ComponentChildren[] {
-    return text.split("`").map((part, i, parts) => (i % 2 && i < parts.length - 1 ? <code>{part}</code> : part));
+    return plain(text).split("`").map((part, i, parts) => (i % 2 && i < parts.length - 1 ? <code>{part}</code> : part));
 }
 
 function merged(steps: Step[]): Pick<Step, "counts" | "total"> {

@@ -1,13 +1,16 @@
 /** The table of a fan-out, and any two of its numbers against each other. */
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Cell, Column, Table } from "../types";
-import { cell, number, seconds, word } from "./format";
+import { aligned, number, plain, seconds, word } from "./format";
 import { Icon } from "./Icon";
 import { axes, scale, sorted, timed, type Order, type Scale } from "./pick";
+import { useWidth } from "./width";
 
 interface Props {
     step: string;
     table: Table;
+    /** It has no items, and will have none. */
+    empty: boolean;
     now: number;
     chosen: string | null;
     choose: (task: string) => void;
@@ -15,9 +18,15 @@ interface Props {
     setOrder: (order: Order | null) => void;
 }
 
-export function Sweep({ step, table, now, chosen, choose, order, setOrder }: Props) {
+export function Sweep({ step, table, empty, now, chosen, choose, order, setOrder }: Props) {
     const rows = sorted(timed(table, now), order);
+    const texts = table.columns.map((column, i) => (column.kind === "task" || column.kind === "state" || column.kind === "time" ? [] : aligned(rows.map((row) => row[i] ?? null))));
     const left = table.total - table.rows.length;
+    const box = useRef<HTMLDivElement>(null);
+    useEffect(() => { // the task that was chosen elsewhere is in sight; the page stays where it is
+        const row = box.current?.querySelector<HTMLElement>("[aria-selected=true]");
+        if (row && box.current) box.current.scrollTop = Math.max(row.offsetTop - box.current.clientHeight / 2, 0);
+    }, [step]);
     const press = (event: KeyboardEvent): void => {
         const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
         if (!by) return;
@@ -28,21 +37,22 @@ export function Sweep({ step, table, now, chosen, choose, order, setOrder }: Pro
         event.stopPropagation();
         next.focus();
     };
+    if (!rows.length) return <p class="fbp-none">{empty ? `${step} has no items: its --foreach gave none` : `the items of ${step} are not known yet`}</p>;
     return (
         <div class="fbp-sweep">
-            <div class="fbp-scroll">
+            <div class="fbp-scroll" ref={box}>
                 <table onKeyDown={press} aria-label={`tasks of ${step}`}>
                     <thead><tr>{table.columns.map((column, i) => <Title key={`${column.kind} ${column.name}`} column={column} at={i} order={order} setOrder={setOrder} />)}</tr></thead>
                     <tbody>
-                        {rows.map((row) => (
+                        {rows.map((row, at) => (
                             <tr key={String(row[0])} aria-selected={row[0] === chosen} onClick={() => choose(String(row[0]))}>
-                                {row.map((value, i) => <Field column={table.columns[i]!} value={value} step={step} chosen={row[0] === chosen} />)}
+                                {row.map((value, i) => <Field column={table.columns[i]!} value={value} text={texts[i]![at] ?? ""} step={step} chosen={row[0] === chosen} />)}
                             </tr>
                         ))}
                     </tbody>
                 </table>
             </div>
-            {left > 0 && <p class="fbp-dim">{table.rows.length} of {table.total.toLocaleString("en")} tasks; all: <code>{step}.table()</code></p>}
+            {left > 0 && <p class="fbp-dim">{table.rows.length} of {table.total.toLocaleString("en")} tasks: failed, running, newest. All: <code>{step}.table()</code></p>}
             <Scatter step={step} columns={table.columns} rows={rows} chosen={chosen} choose={choose} />
         </div>
     );
@@ -55,20 +65,20 @@ function Title({ column, at, order, setOrder }: { column: Column; at: number; or
     return (
         <th class={column.numeric ? "fbp-number" : ""} scope="col" aria-sort={own ? (own.down ? "descending" : "ascending") : "none"}>
             <button type="button" onClick={next} title={kind}>
-                {column.name}<span class="fbp-sort" aria-hidden="true">{own ? (own.down ? "▾" : "▴") : ""}</span>
+                {plain(column.name)}<span class="fbp-sort" aria-hidden="true">{own ? (own.down ? "▾" : "▴") : ""}</span>
             </button>
         </th>
     );
 }
 
-function Field({ column, value, step, chosen }: { column: Column; value: Cell; step: string; chosen: boolean }) {
+function Field({ column, value, text, step, chosen }: { column: Column; value: Cell; text: string; step: string; chosen: boolean }) {
     if (column.kind === "task") {
         const name = String(value);
         return <td><button type="button" class="fbp-link" aria-label={name} aria-pressed={chosen}>{name.startsWith(`${step}[`) ? name.slice(step.length) : name}</button></td>;
     }
     if (column.kind === "state") return <td class="fbp-state"><Icon state={String(value)} label={false} />{word(String(value))}</td>;
     if (column.kind === "time") return <td class="fbp-number">{typeof value === "number" ? seconds(value) : ""}</td>;
-    return <td class={column.numeric ? "fbp-number" : "fbp-text"} title={typeof value === "number" ? String(value) : undefined}>{cell(value)}</td>;
+    return <td class={column.numeric ? "fbp-number" : "fbp-text"} title={value === null ? undefined : plain(String(value))}>{text}</td>;
 }
 
 // ---- two numbers against each other --------------------------------------------------------------------------------
@@ -136,18 +146,7 @@ function Grid({ across, up, width }: { across: Scale; up: Scale; width: number }
 function Axis({ label, columns, value, choose }: { label: string; columns: Column[]; value: number; choose: (name: string) => void }) {
     return (
         <select aria-label={label} value={columns[value]?.name} onChange={(event) => choose(event.currentTarget.value)}>
-            {columns.filter((column) => column.numeric).map((column) => <option key={column.name} value={column.name}>{column.name}</option>)}
+            {columns.filter((column) => column.numeric).map((column) => <option key={column.name} value={column.name}>{plain(column.name)}</option>)}
         </select>
     );
-}
-
-function useWidth(box: { current: HTMLElement | null }): number {
-    const [width, set] = useState(320);
-    useEffect(() => {
-        if (!box.current) return;
-        const watch = new ResizeObserver(([entry]) => entry && set(Math.max(160, Math.floor(entry.contentRect.width))));
-        watch.observe(box.current);
-        return () => watch.disconnect();
-    });
-    return width;
 }

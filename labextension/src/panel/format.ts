@@ -1,11 +1,11 @@
 /** Numbers and states in words. Pure. */
 import type { Cell, Step } from "../types";
 
-/** A duration as people read it: 0.042 → "42 ms", 0.42 → "0.4 s", 75 → "1:15 min", 7322 → "2:02 h". */
+/** A duration as people read it: 0 → "0 ms", 0.042 → "42 ms", 0.42 → "0.4 s", 75 → "1:15 min", 7322 → "2:02 h". */
 export function seconds(value: number | null): string {
     if (value === null || !Number.isFinite(value)) return "";
     const s = Math.max(value, 0);
-    if (s > 0 && s < 0.0995) return `${Math.round(s * 1000)} ms`;
+    if (s < 0.0995) return `${Math.round(s * 1000)} ms`;
     if (s < 10) return `${s.toFixed(1)} s`;
     if (s < 59.5) return `${Math.round(s)} s`;
     const whole = Math.round(s);
@@ -38,7 +38,22 @@ export function number(value: number): string {
 
 export function cell(value: Cell): string {
     if (value === null) return "";
-    return typeof value === "number" ? number(value) : String(value);
+    return typeof value === "number" ? number(value) : plain(String(value));
+}
+
+const PAD = "\u2007", POINT = "\u2008"; // as wide as a digit, as a point
+
+/** The numbers of a column, short, and with their points below each other: [0.25, 12.5] → ["0.25", "12.5 "]. */
+export function aligned(values: readonly Cell[]): string[] {
+    const texts = values.map(cell);
+    const behind = values.map((value, i) => (typeof value === "number" && !texts[i]!.includes("e") ? texts[i]!.split(".")[1]?.length ?? 0 : 0));
+    const most = Math.max(0, ...behind);
+    return texts.map((text, i) => (most && typeof values[i] === "number" && !text.includes("e") ? text + (behind[i] ? "" : POINT) + PAD.repeat(most - behind[i]!) : text));
+}
+
+/** A text in one line, with the signs made visible that would turn around what stands after them: a file named "gnp.exe" must not read as "exe.png". */
+export function plain(text: string): string {
+    return text.replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 const WORDS: { [state: string]: string } = {

@@ -1,5 +1,5 @@
 /** What is shown of many: the order of a table, the axes of a scatter, the task that one looks at first, the pieces of a timeline. Pure. */
-import type { Cell, Column, Table, Task } from "../types";
+import type { Cell, Column, Step, Table, Task } from "../types";
 
 export interface Order {
     column: number;
@@ -54,9 +54,13 @@ export function scale(values: readonly number[]): Scale {
         const a = Math.log10(low), b = Math.log10(high);
         const ticks: number[] = [];
         const stride = Math.max(1, Math.ceil((b - a) / 5));
-        for (let power = Math.ceil(a - 1e-9); power <= b + 1e-9; power += stride) ticks.push(Number(`1e${power}`));
+        const within = b - a < 2.6 ? ["1", "3"] : ["1"]; // of two powers of ten one also sees what lies between
+        for (let power = Math.ceil(a - 1); power <= b + 1e-9; power += stride) {
+            for (const digit of within) ticks.push(Number(`${digit}e${power}`));
+        }
         const margin = (b - a) * 0.04;
-        return { place: (value) => (Math.log10(value) - a + margin) / (b - a + 2 * margin), ticks, log: true };
+        const inside = ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+        return { place: (value) => (Math.log10(value) - a + margin) / (b - a + 2 * margin), ticks: inside, log: true };
     }
     if (!values.length || low === high) return { place: () => 0.5, ticks: values.length ? [low] : [], log: false };
     const margin = (high - low) * 0.06; // no point stands on the frame
@@ -68,7 +72,7 @@ export function ticks(low: number, high: number, about: number): number[] {
     const rough = (high - low) / about;
     if (!(rough > 0) || !Number.isFinite(rough)) return [];
     const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough)!;
+    const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough * 0.7)!;
     const found: number[] = [];
     for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(Number((n * step).toPrecision(12)));
     return found;
@@ -84,6 +88,29 @@ export function first(tasks: readonly Task[], hasCard: (id: string) => boolean):
     const ended = tasks.filter((task) => task.ended !== null);
     if (ended.length) return (ended.filter((task) => hasCard(task.id)).at(-1) ?? ended.at(-1)!).id;
     return tasks[0]?.id ?? null;
+}
+
+const HOLD_S = 2;
+
+/** The task that a view shows while nobody has chosen one. It stays with a task until that has ended and was seen for a while, so that nothing flickers
+ * where short tasks come and go; only a failure is shown at once, and the end of the run. `before.at` and `now` are seconds by the same clock. */
+export function followed(tasks: readonly Task[], hasCard: (id: string) => boolean, before: { id: string; at: number } | null, now: number, ended: boolean): string | null {
+    const next = first(tasks, hasCard);
+    const old = before && tasks.find((task) => task.id === before.id);
+    if (!old || ended) return next;
+    if (old.state !== "failed" && tasks.some((task) => task.id === next && task.state === "failed")) return next;
+    return old.state === "running" || (old.launched !== null && now - before.at < HOLD_S) ? old.id : next;
+}
+
+/** Fan-outs of which one knows that they have no items: none came, and what needs them went on. */
+export function empties(steps: readonly Step[], edges: readonly { from: string; to: string }[]): Set<string> {
+    const known = new Map(steps.map((step) => [step.step, step]));
+    const found = new Set<string>();
+    for (const step of [...steps].reverse()) {
+        const goesOn = (to: string): boolean => found.has(to) || (known.get(to)?.begun ?? null) !== null;
+        if (step.fan && !step.total && edges.some((edge) => edge.from === step.step && goesOn(edge.to))) found.add(step.step);
+    }
+    return found;
 }
 
 export interface Piece {
