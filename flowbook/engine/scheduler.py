@@ -414,7 +414,9 @@ class Run:
 
     @property
     def _pods(self) -> Pods:
-        return self.machine.pods(self.store, self.place)
+        pods = self.machine.pods(self.store, self.place)
+        pods.troubled.add(self._trouble)
+        return pods
 
     async def _record(self) -> None:
         """All that happened in this turn, as one log object."""
@@ -844,6 +846,7 @@ class Run:
         for key in [key for key in self.machine.granted if isinstance(key, tuple) and key[0] is self]:
             self.machine.release(key)  # granted, and never started since the log could not be written
         for pods in self.machine.clusters.values():
+            pods.troubled.discard(self._trouble)
             await pods.leave_run(self.flow, self.run, ended=self.state is not None and self.state.ended is not None)
         if self._folder is not None:
             await asyncio.to_thread(self._remove_folder, self._folder)

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from flowbook.errors import FlowbookError, StoreError
 from flowbook.spec.flow import Spec, Step
-from flowbook.store import layout, package
+from flowbook.store import layout, package, trust
 from flowbook.store.base import Store, open_store
 from flowbook.worker import attempt, forkserver, output
 
@@ -57,13 +57,14 @@ def main(told: Mapping[str, Json]) -> NoReturn:
     """Carry out the attempt that `told` names (see Ask in engine/launch/podspec.py), and end the process."""
     output.prepare_streams()
     store = open_store(told["store"])
-    order: dict[str, Json] = json.loads(store.get(told["order"]))
+    order: dict[str, Json] = trust.read(store, told["order"], store.get(told["order"]))
     place = (order["flow"], order["run"], order["step"], tuple(order.get("index") or ()), int(order.get("attempt") or 0))
     kept = Kept(store, place, order.get("part") or "body")
     home = Path(os.environ.get("HOME", "/tmp"))
     kept.output = home / "output"
     kept.output.touch(0o600)
     try:
+        check_key(store, order)
         order = prepare(order, store, told, home)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
@@ -94,6 +95,20 @@ def prepare(order: Mapping[str, Json], store: Store, told: Mapping[str, Json], h
     attempt._specs[attempt._spec_key(own)] = store, spec
     own["notes"] = check_image(spec, spec.step(order["step"]), str(told.get("python") or spec.python))
     return own
+
+
+def check_key(store: Store, order: Mapping[str, Json]) -> None:
+    """Raises Unfit without the project's key, or with another: what this pod makes would be believed by nobody."""
+    if store.key_file is None or trust.holds(store, order):
+        return
+    if not os.environ.get(trust.VARIABLE):
+        raise Unfit(
+            f"this pod has not got the project's key: the engine may not make a Secret in its namespace (secrets: create). Allow that, "
+            f"or put {trust.VARIABLE} into the Secret that kubernetes_secret names."
+        )
+    raise Unfit(
+        f"this pod has got another key of the project than the engine: correct {trust.VARIABLE} in the Secret of kubernetes_secret."
+    )
 
 
 def install(requirements: Iterable[str], folder: Path) -> None:

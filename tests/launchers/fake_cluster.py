@@ -6,6 +6,7 @@ refuse, to forget its history (410), to be busy, to lose a pod. The real thing i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import json
@@ -53,6 +54,7 @@ class FakeCluster:
         self.requests: list[tuple[str, str]] = []
         self.denies: Callable[[str, str, Json], None] = lambda method, path, body: None
         self.forwards = 0
+        self.secrets: dict[str, dict[str, str]] = {}
         cluster = self
 
         class Handler(_Handler):
@@ -185,7 +187,14 @@ class FakeCluster:
 
     def _run(self, name: str, pod: Json, container: Json) -> None:
         home = Path(tempfile.mkdtemp(prefix="pod-", dir=self.folder))
-        env = {each["name"]: each["value"] for each in container["env"]}
+        named = [each["secretRef"]["name"] for each in container.get("envFrom", ())]
+        lacking = next((secret for secret in named if secret not in self.secrets), None)
+        if lacking is not None:
+            waiting = {"reason": "CreateContainerConfigError", "message": f'secret "{lacking}" not found'}
+            self._update(name, containerStatuses=[{"name": "step", "state": {"waiting": waiting}}])
+            return
+        env = {key: value for secret in named for key, value in self.secrets[secret].items()}
+        env |= {each["name"]: each["value"] for each in container["env"]}
         env = {"PATH": os.environ["PATH"], **env, "HOME": str(home), "TMPDIR": str(home / "tmp")}
         command = [PYTHON if container["command"][0] == "python3" else container["command"][0], *container["command"][1:]]
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -241,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _serve(self, method: str, path: str, query: dict[str, str], body: Json) -> None:
-        found = re.fullmatch(r"/api/v1/namespaces/([^/]+)/(pods|configmaps)(?:/([^/]+))?(?:/(\w+))?", path)
+        found = re.fullmatch(r"/api/v1/namespaces/([^/]+)/(pods|configmaps|secrets)(?:/([^/]+))?(?:/(\w+))?", path)
         if found is None:
             raise Denied(404, "NotFound", "the server could not find the requested resource")
         namespace, kind, name, sub = found.groups()
@@ -254,7 +263,13 @@ class _Handler(BaseHTTPRequestHandler):
         if sub == "portforward":
             self.fake.forwards += 1
             raise Denied(403, "Forbidden", "no forwarding here")
-        if kind == "configmaps":
+        if kind == "secrets":
+            name = body["metadata"]["name"]
+            if name in self.fake.secrets:
+                raise Denied(409, "AlreadyExists", "already exists")
+            self.fake.secrets[name] = {key: base64.b64decode(value).decode() for key, value in body["data"].items()}
+            self._send(body, 201)
+        elif kind == "configmaps":
             self._anchor(method, name, body)
         elif sub == "log":
             self._log(name, "follow" in query)

@@ -16,7 +16,7 @@ from flowbook.engine import events
 from flowbook.engine.launch.kubernetes import Pods
 from flowbook.engine.scheduler import Machine, Place, Run
 from flowbook.spec.flow import Foreach, Input, Options, Resources, Spec, Step, to_json
-from flowbook.store import layout, results
+from flowbook.store import layout, results, trust
 from flowbook.store.base import Store
 
 Json = Any
@@ -44,7 +44,8 @@ class Stage:
     def spec(self, *steps: Step, run: str = "1", **fields: Any) -> Spec:
         sources = {step.filename: {"label": step.label, "source": step.source} for step in steps}
         spec = Spec("demo", run, steps, sources=sources, python=fields.pop("python", ""), **fields)
-        self.store.create(layout.spec("demo", run), json.dumps(to_json(spec)).encode())
+        key = layout.spec("demo", run)
+        self.store.create(key, trust.sign(self.store, key, to_json(spec)))
         return spec
 
     def run(self, *steps: Step, run: str = "1", settings: Mapping[str, Json] | None = None, adopt: bool = False, **fields: Any) -> Run:

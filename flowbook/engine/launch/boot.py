@@ -90,7 +90,9 @@ def fetch(store: dict, key: str) -> bytes:  # type: ignore[type-arg]
         try:
             return bytes(urllib.request.urlopen(signed(store, key), timeout=60).read())
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace")
+            said = error.read(2000).decode("utf-8", "replace")
+            if "<Message>" in said:
+                said = ": ".join(said.partition(f"<{tag}>")[2].partition("<")[0] for tag in ("Code", "Message"))
             if error.code not in BUSY or tried == TRIES - 1:
                 give_up(f"the store {place} does not give {key} to this pod ({error.code}): {said}")
         except OSError as error:

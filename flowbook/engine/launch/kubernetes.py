@@ -11,10 +11,11 @@ are hints: without any, pods are started, watched, stopped and told of just as w
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
+import hashlib
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from flowbook.engine.launch.local import Attempt, Exit, Frame
 from flowbook.engine.launch.podspec import Ask, Cluster
 from flowbook.engine.launch.podstatus import Waits
 from flowbook.errors import ClusterError, StoreError, StoreMissing
-from flowbook.store import layout
+from flowbook.store import layout, trust
 from flowbook.store.base import Store
 
 Json = Any
@@ -43,13 +44,13 @@ QUOTA_S = 5.0  # between two tries while a quota is used up
 LEAVING_S = 30.0  # beyond its grace, for which a pod may be on its way out; then its node is taken for dead
 KEPT_PODS = 500  # finished ones of a run; more are removed as it goes
 LOG_BYTES = 10_000_000  # of output taken from the store to be shown; the whole of it stays there
-NO_PYTHON = 78  # with which boot.py gives up
+NOT_BEGUN = 78  # the exit code with which boot.py gives up
 
 
 class Pods:
     """The launcher of one cluster, for all runs of an engine.
 
-    `trouble` is told what makes the cluster wait, "" when it is over. `api` is given by tests; else it is made when first needed.
+    `troubled` are told what makes the cluster wait, "" when it is over. `api` is given by tests; else it is made when first needed.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Pods:
         grace_s: float = podspec.GRACE_S,
     ) -> None:
         self.store, self.cluster = store, cluster
-        self.trouble: Callable[[str], None] = lambda message: None
+        self.troubled: set[Callable[[str], None]] = set()
         self.stop_on_cancel = True  # False: whoever goes on with the run finds its pods
         self._environ, self._api, self._grace_s = environ, api, grace_s
         self._threads = ThreadPoolExecutor(WORKERS, "flowbook-pods")
@@ -71,7 +72,8 @@ class Pods:
         self._connecting = asyncio.Lock()
         self._watches: dict[tuple[str, str], Watch] = {}  # (label of a run, namespace)
         self._runtime: str | None = None
-        self._anchors: dict[tuple[str, str], asyncio.Task[Json]] = {}
+        self._anchors: dict[tuple[str, str], asyncio.Future[Json]] = {}
+        self._keys: dict[str, asyncio.Future[str | None]] = {}  # namespace → the Secret that holds the project's key
         self._due = 0.0  # when the next pod may be created, by the loop's clock
         self._ended: dict[str, list[tuple[str, str]]] = {}  # label of a run → (namespace, pod) that are over
 
@@ -88,7 +90,7 @@ class Pods:
 
     async def _run(self, attempt: Attempt, on_frame: OnFrame) -> Exit:
         api = await self._connect()
-        ask = await self._ask(attempt)
+        ask = await self._ask(api, attempt)
         namespace = podspec.namespace_of(ask, self.cluster) or api.namespace
         label = podspec.run_label(ask.store, ask.flow, ask.run)
         pod = Pod(self, api, namespace, podspec.pod_name(ask), ask, attempt, on_frame)
@@ -112,9 +114,13 @@ class Pods:
     async def _connect(self) -> Api:
         async with self._connecting:
             if self._api is None:
-                told = self._told_from_threads(lambda message: self.trouble(message))
+                told = self._told_from_threads(self._trouble)
                 self._api = await asyncio.to_thread(Api.connect, self.cluster.context, self._environ, trouble=told)
             return self._api
+
+    def _trouble(self, message: str) -> None:
+        for tell in list(self.troubled):
+            tell(message)
 
     def _told_from_threads(self, tell: Callable[[str], None]) -> Callable[[str], None]:
         loop = asyncio.get_running_loop()
@@ -125,17 +131,23 @@ class Pods:
 
         return told
 
-    async def _ask(self, attempt: Attempt) -> Ask:
-        """The attempt as a pod's ask; its order and flowbook's runtime are in the store when this returns."""
+    async def _ask(self, api: Api, attempt: Attempt) -> Ask:
+        """The attempt as a pod's ask; its order and flowbook's runtime are in the store when this returns, the project's key in the cluster."""
         order = dict(attempt.order)
         index, part, number = tuple(order.get("index") or ()), order.get("part") or "body", int(order.get("attempt") or 0)
         key = layout.order(order["flow"], order["run"], order["step"], index, number, part)
         kept = {name: value for name, value in order.items() if name not in ("cwd", "sys_path")}
-        data = json.dumps(kept | {"store": place_of(self.store)}).encode()
+        data = await self.call(trust.sign, self.store, key, kept | {"store": place_of(self.store)})
         if self._runtime is None:
             self._runtime = await self.call(self._put_runtime)
         await self.call(self.store.create, key, data)
-        return ask_of(attempt, place_of(self.store), self._runtime, key)
+        ask = ask_of(attempt, place_of(self.store), self._runtime, key)
+        if self.store.key_file is None:
+            return ask
+        namespace = podspec.namespace_of(ask, self.cluster) or api.namespace
+        if namespace not in self._keys:
+            self._keys[namespace] = asyncio.ensure_future(self.call(_make_key, api, namespace, self.store))
+        return dataclasses.replace(ask, key_secret=await asyncio.shield(self._keys[namespace]))
 
     def _put_runtime(self) -> str:
         from flowbook.engine.launch.runtime import runtime
@@ -224,8 +236,9 @@ class Pods:
 
 
 def place_of(store: Store) -> dict[str, Json]:
-    """Where the store is, for pods, who have credentials of their own."""
-    return {name: value for name, value in store.describe().items() if name not in ("profile", "key_file")}
+    """Where the store is, for pods, who have credentials of their own, and the project's key from a Secret."""
+    found = {name: value for name, value in store.describe().items() if name not in ("profile", "key_file")}
+    return found | ({"key_file": podspec.KEY_FILE} if store.key_file is not None else {})
 
 
 def ask_of(attempt: Attempt, store: Mapping[str, Json], runtime: str = "", order_key: str = "") -> Ask:
@@ -464,8 +477,8 @@ class Pod:
                 await self.launcher.call(self._copy_log)
         if ended.reason == "ended":
             last = _last_words(self.attempt.output) or ended.message
-            if ended.code == NO_PYTHON:
-                return Exit("lost", ended.code, message=re.sub(r"^flowbook: ", "", last))
+            if ended.code == NOT_BEGUN:
+                return Exit("lost", ended.code, message=_printed(self.attempt.output).rpartition("flowbook: ")[2].strip() or last)
             return Exit(
                 "lost",
                 ended.code,
@@ -617,15 +630,41 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _last_words(path: Path) -> str:
+def _printed(path: Path) -> str:
+    """The end of what was printed."""
     try:
-        lines = path.read_bytes()[-4000:].decode("utf-8", "replace").strip().splitlines()
+        return path.read_bytes()[-4000:].decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def _last_words(path: Path) -> str:
+    lines = _printed(path).strip().splitlines()
     return lines[-1] if lines else ""
 
 
 # ---- objects of a run ---------------------------------------------------------------------------------------------------
+
+
+def _make_key(api: Api, namespace: str, store: Store) -> str | None:
+    """A Secret with the project's key, of a name that follows from the key; None where this account may not make one.
+
+    Then the Secret of the setting kubernetes_secret has to hold it, and a pod without it says so.
+    """
+    key = trust.project_key(store, make=True)
+    name = f"flowbook-key-{hashlib.sha256(b'the name of ' + key).hexdigest()[:16]}"
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "labels": dict(podspec.MANAGED)},
+        "data": {trust.VARIABLE: base64.b64encode(key).decode()},
+        "immutable": True,
+    }
+    try:
+        api.create(f"/api/v1/namespaces/{namespace}/secrets", body)
+    except Refused as refused:
+        return name if refused.code == 409 else None
+    return name
 
 
 def _make_anchor(api: Api, namespace: str, label: str, ask: Ask) -> Json:

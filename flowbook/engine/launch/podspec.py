@@ -37,6 +37,7 @@ SLACK_S = 3600  # the time limit is kept by the engine; the pod's own deadline, 
 GRACE_S = 60  # between SIGTERM and SIGKILL: a checkpoint is finished meanwhile
 PORT = 7399  # on the pod's loopback only; live frames
 SCRATCH = "/flowbook"
+KEY_FILE = f"{SCRATCH}/project.key"  # is never there: in a pod the project's key is a variable
 NODE_LOST_S = 30  # a pod on a node that does not answer is given up after this
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -119,7 +120,7 @@ class Ask:
     env: Mapping[str, str] = field(default_factory=dict)
     kubernetes: Mapping[str, Json] = field(default_factory=dict)
     python: str = ""
-    boot: Mapping[str, Json] = field(default_factory=dict)  # more that boot.py is told
+    key_secret: str | None = None  # the Secret that holds the project's key
 
 
 def pod_of(options: Options, python: str) -> dict[str, Json]:
@@ -371,7 +372,7 @@ def _spec(ask: Ask, cluster: Cluster) -> dict[str, Json]:
 def _container(ask: Ask, cluster: Cluster, mounts: list[Json]) -> dict[str, Json]:
     own = ask.kubernetes
     amounts = limits(ask.resources, cluster.scale, own.get("gpu_vendor") or "nvidia")
-    secrets = [*([cluster.secret] if cluster.secret else []), *_names(own.get("secrets"))]
+    secrets = [*filter(None, [cluster.secret, ask.key_secret]), *_names(own.get("secrets"))]
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     container: dict[str, Json] = {
         "name": CONTAINER,
@@ -400,7 +401,6 @@ def _environment(ask: Ask) -> dict[str, str]:
         "python": ask.python,
         "port": PORT,
         "grace_s": GRACE_S - 10,
-        **ask.boot,
     }
     return {
         **dict.fromkeys(THREADS, threads),
