@@ -810,6 +810,17 @@ def test_a_store_that_hangs_holds_no_refresh_up(stage: Stage) -> None:
     assert len(stage.until(lambda frame: frame["v"] == 100)[-1]["card"]["components"]) == 100
 
 
+def test_what_a_slow_store_takes_is_no_reason_to_wait_with_the_next_frame(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "PAUSE_RATIO", 2_000)  # the store's half second would be a quarter of an hour
+    stage.store.free.clear()
+    threading.Timer(0.5, stage.store.free.set).start()
+    stage.cards.refresh()
+    assert stage.store.cards.get(timeout=20)["n"] == 1
+    stage.cards.refresh()
+
+    assert stage.until(lambda frame: frame["v"] == 2)
+
+
 def test_a_store_that_fails_is_told_once_and_the_frames_go_on(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     stage.store.full = True
     for _ in range(3):

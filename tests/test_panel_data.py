@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -417,6 +418,43 @@ def test_cards_of_many_tasks_are_forgotten_those_of_ended_ones_first() -> None:
 
     assert len(data._cards) == panel_data.CARDS_KEPT
     assert table(data)[0]["loss"] == 0.0  # the last metric is kept
+
+
+def test_a_card_that_moved_can_be_had_alone_a_new_one_is_told_with_all_else() -> None:
+    data = panel(events.launched(work(0), NOW + 2), retry=Retry(1))
+    data.heard(frame(0, 1, {"type": "markdown", "text": "first"}))
+    assert (data.only_cards, data.moved) == (0, {})
+    key = card_key(work(0), "main")
+    data.shown(NOW + 100)
+    data.heard(frame(0, 2, {"type": "markdown", "text": "second"}))
+    data.heard(frame(0, 3, {"type": "markdown", "text": "third", "wrong": 1}))
+    assert data.only_cards == 2 and list(data.moved) == [key]
+
+    assert data.take([key])[key]["components"] == [{"type": "markdown", "id": "#0", "text": "third"}] and not data.moved
+    data.heard(frame(0, 4, {"type": "markdown", "text": "fourth"}))
+    assert data.shown(NOW + 100).cards[key]["components"][0]["text"] == "fourth" and not data.moved, "it went with all else"
+    data.heard(frame(0, 5, {"type": "markdown", "text": "fifth"}))
+    for event in (failed(0)[-1], events.launched(work(0), NOW + 5, 1)):
+        data._run.view.apply(event)
+    assert not data.moved, "of a new attempt there is no card yet"
+
+
+@pytest.mark.parametrize("count", [50, 90])
+def test_however_many_cards_change_the_same_ones_are_shown(count: int) -> None:
+    """Else the card that one looks at would be another one ten times a second."""
+    data = panel(*(events.launched(work(i), NOW + 2) for i in range(count)), count=count)
+
+    def refreshed(version: int, order: Iterable[int]) -> set[str]:
+        for i in order:
+            data._run.view.hint(frame(i, version, lines(loss=float(version))))
+        return set(data.shown(NOW + 100).cards)
+
+    first = refreshed(1, range(count))
+    assert len(first) >= panel_data.DETAILS // 3
+    assert refreshed(2, reversed(range(count))) == first == refreshed(3, range(count))
+    data.look_at(work(count - 1))
+    refreshed(4, range(count))
+    assert data.shown(NOW + 100).cards[card_key(work(count - 1), "main")]["components"][0]["series"][0]["y"][-1] == 4.0
 
 
 def test_asking_costs_what_is_shown_not_what_there_is() -> None:

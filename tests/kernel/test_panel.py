@@ -31,6 +31,8 @@ class Page:
         self.shown: dict[str, dict[str, Any]] = {}  # display id → bundle
         self.busy: set[str] = set()  # cells that were sent and have not ended
         self.sizes: list[int] = []
+        self.updates: list[set[str]] = []  # the keys of each message to a model
+        self.painted: list[str] = []  # in their order: "panel" or "status" for what was displayed or painted anew
 
     def run(self, code: str) -> str:
         cell = self.notebook.start(code)
@@ -52,8 +54,12 @@ class Page:
         elif kind == "comm_msg" and content["data"].get("method") == "update":
             self.models[content["comm_id"]].update(content["data"]["state"])
             self.sizes.append(len(json.dumps(content["data"]["state"])))
+            self.updates.append(set(content["data"]["state"]))
         elif kind in ("display_data", "update_display_data"):
             self.shown[content["transient"]["display_id"]] = content["data"]
+            self.painted.append(
+                "panel" if VIEW in content["data"] else "status" if "fb-head" in content["data"].get("text/html", "") else ""
+            )
         elif kind == "status" and content["execution_state"] == "idle":
             self.busy.discard(message["parent_header"].get("msg_id", ""))
 
@@ -160,6 +166,47 @@ def test_an_attached_run_has_a_panel_with_what_the_store_has(page: Page) -> None
         assert model["tasks"][0]["ended"] and model["head"]["state"] == "succeeded"
     finally:
         later.close()
+
+
+# ---- its pace -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_card_leaves_alone_and_waits_for_nothing_else(page: Page, tmp_path: Path) -> None:
+    page.run("from flowbook.kernel import panel\npanel.CLOCK_S = panel.CARDS_ONLY_S = 3600.0")
+    page.run(
+        f"%%flowstep start\ncard.append('first', id='a')\ncard.refresh()\n{waits_for(tmp_path / 'go')}\n{SECOND}\n{waits_for(tmp_path / 'on')}"
+    )
+    page.run("%flow run")
+    model = page.panel()
+    page.until(lambda: text(model) == "first")
+    page.until(lambda: model["tasks"][0]["state"] == "running")
+    seen = len(page.updates)
+    (tmp_path / "go").touch()
+    page.until(lambda: text(model) == "second")
+
+    assert page.updates[seen:] == [{"card start blank"}]
+    (tmp_path / "on").touch()
+    page.until(lambda: model["head"]["ended"])
+
+
+SECOND = "card.components['a'].update('second')\ncard.refresh()"
+
+
+def text(model: dict[str, Any]) -> str | None:
+    """What the first component of the card of `start` says."""
+    shown = (model.get("card start blank") or {}).get("components")
+    return str(shown[0]["text"]) if shown else None
+
+
+def test_while_the_panel_is_there_the_status_that_it_hides_is_painted_rarely_and_at_the_end_at_once(page: Page) -> None:
+    page.run("from flowbook.kernel import display\ndisplay.HIDDEN_S = display.MAX_INTERVAL_S = 3600.0")
+    page.run("%%flowstep start\nimport time\nfor i in range(16):\n    print(i, flush=True)\n    time.sleep(0.25)")
+    page.run("%flow run")
+    page.ended()
+    page.until(lambda: "succeeded" in str(page.shown))
+
+    after = page.painted[page.painted.index("panel") :]
+    assert after.count("status") <= 3, "one that was on its way, one as the panel came, one at the end"
 
 
 # ---- buttons ------------------------------------------------------------------------------------------------------------------
