@@ -278,7 +278,7 @@ def test_the_documentation_explains_every_command() -> None:
 
 
 def test_the_documentation_explains_every_setting_with_its_variable_and_default() -> None:
-    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*) \|$", documentation()["settings.md"], re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([a-z0-9_]+)` \| (.*) \|$", documentation()["settings.md"], re.MULTILINE))
     defaults = Settings(store=Path())
 
     assert set(rows) == {setting.name for setting in SETTINGS}

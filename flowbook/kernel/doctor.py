@@ -290,9 +290,7 @@ def _clock(session: Session) -> Iterator[Found]:
     skew = now() - time.time()
     if abs(skew) > MOST_SKEW_S:
         word = "ahead of" if skew > 0 else "behind"
-        yield Found(
-            "warn", f"the clock of {what} is {abs(skew):.0f} s {word} that of this machine", "Set both by a time server (NTP)."
-        )
+        yield Found("warn", f"the clock of {what} is {abs(skew):.0f} s {word} that of this machine", "Set both by a time server (NTP).")
     else:
         yield Found("ok", f"the clocks of {what} and of this machine agree (within {max(abs(skew), 0.1):.1f} s)")
 

@@ -64,7 +64,8 @@ class S3Store:
         deadline_s: float | None = None,
     ) -> None:
         self.place = {"bucket": bucket, "prefix": prefix, "profile": profile, "encryption": encryption, "key_file": key_file}
-        self.profile, self.encryption, self.key_file = profile, encryption, key_file
+        self.profile, self.encryption = profile, encryption
+        self.key_file: str | None = key_file or ""  # "": the key is in the environment, or nowhere
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.where = f"s3://{bucket}/{self.prefix}".rstrip("/")
         self._encrypted = _encryption(encryption)
@@ -232,7 +233,7 @@ class S3Store:
 
     def _must_exist(self, key: str, answer: Answer) -> None:
         if answer.status == 404:
-            if answer.code == "NoSuchBucket":
+            if answer.code not in s3_errors.ABSENT:  # no bucket, or no user of that name
                 raise self._refused("GET", key, answer)
             raise StoreMissing(f"no object {key} in {self.where}")
 
@@ -465,7 +466,7 @@ class S3Store:
             answer = self.client.send("GET", self.prefix + layout.STORE, fine=(404,))
             if answer.status != 404:
                 self._id = _checked(answer.body, self.where)
-            elif answer.code == "NoSuchBucket":
+            elif answer.code not in s3_errors.ABSENT:
                 raise self._refused("GET", layout.STORE, answer)
 
     def _prepare(self) -> None:

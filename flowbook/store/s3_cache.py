@@ -137,6 +137,7 @@ class Cache:
         if self._most is not None:
             return self._most
         try:
+            os.makedirs(self._folder, exist_ok=True)
             free = shutil.disk_usage(self._folder).free
         except OSError:
             return 0

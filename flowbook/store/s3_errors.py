@@ -12,9 +12,16 @@ from flowbook.errors import StoreError, StoreFull, StoreMissing, StoreReadOnly
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId", "InvalidSecurity"}
+WRONG_KEYS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidClientTokenId",
+    "InvalidSecurity",
+    "XAdminUserNotFound",
+}  # the last: versitygw
 ENDED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 FULL = {"QuotaExceeded", "XMinioStorageFull", "XAmzStorageFull", "InsufficientStorage", "AccountProblem"}
+ABSENT = {"", "NoSuchKey", "NotFound"}  # what a 404 says where it is the object that is not there
 NO_CONDITION = {"NotImplemented", "NotSupported", "InvalidArgument", "MethodNotAllowed", "UnsupportedParameter"}
 
 
@@ -100,7 +107,7 @@ def refused(
         return StoreFull(f"{place} takes no more: {said}. Free some space there (`%flow gc`), or use another bucket.")
     if "if-none-match" in asked and (code in NO_CONDITION or answer.status in (400, 405, 501)):
         return no_conditions(bucket, endpoint, f"it answers {said}")
-    if answer.status == 404:
+    if answer.status == 404 and code in ABSENT:
         return StoreMissing(f"no object {key} in {place}")
     if answer.status in (429, 500, 502, 503, 504):
         return StoreError(f"{place} is too busy or broken: it kept answering {said}. Try again later, or ask who runs {endpoint}.")

@@ -54,7 +54,7 @@ def is_right(store: Store, key: str, data: bytes) -> bool:
     if store.key_file is None:
         return True
     secret, start = project_key(store), len(data) - _LENGTH
-    if not secret or start <= 0 or data[start : start + len(_MARK)] != _MARK:
+    if not secret or start <= 0 or data[start : start + len(_MARK)] != _MARK or data[-2:] != b'"}':
         return False
     return hmac.compare_digest(_sum(secret, key, data[:start] + b"}").encode(), data[start + len(_MARK) : -2])
 
@@ -80,15 +80,13 @@ def holds(store: Store, document: Mapping[str, Json]) -> bool:
 
 def refusal(store: Store, name: str) -> ArtifactError:
     """What is said of a value that is not unpickled."""
-    found = project_key(store)
-    lacks = (
-        "was not written with this project's key"
-        if found
-        else f"cannot be told to be yours: there is no key of the project in {store.key_file}"
+    place = f"{VARIABLE}, or the file {store.key_file}" if store.key_file else VARIABLE
+    known = (
+        "was not written with this project's key" if project_key(store) else "cannot be told to be yours: this process has no project key"
     )
     return ArtifactError(
-        f"{name} is not loaded: its result in {store.where} {lacks}, and loading it could run anybody's code. "
-        f"If a colleague made it, share the key: {VARIABLE}, or the file {store.key_file}. Else run its step again."
+        f"{name} is not loaded: its result in {store.where} {known}, and loading it could run anybody's code. "
+        f"If a colleague made it, share the key: {place}. Else run its step again."
     )
 
 
@@ -98,12 +96,12 @@ def project_key(store: Store, *, make: bool = False) -> bytes:
     given = os.environ.get(VARIABLE)
     if given:
         if len(given) < LEAST:
-            raise StoreError(
-                f"{VARIABLE} is too short for a key: {LEAST} characters or more. The file {store.key_file} of a colleague holds one."
-            )
+            raise StoreError(f"{VARIABLE} is too short for a key: {LEAST} characters or more. A colleague's keys/PROJECT.key holds one.")
         return given.encode()
     found = _of_file(store.key_file)
     if not found and make:
+        if not store.key_file:
+            raise StoreError(f"results in {store.where} have to be signed, and this process has no project key: set {VARIABLE}.")
         _make(Path(store.key_file))
         found = _of_file(store.key_file)
     return found

@@ -1,0 +1,481 @@
+"""What only a store in a bucket can show, against a real S3 server; faults are made by a proxy before it."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flowbook.errors import ArtifactError, StoreError, StoreMissing, StoreReadOnly, StoreTooNew
+from flowbook.kernel.doctor import contest
+from flowbook.store import layout, s3_client
+from flowbook.store import s3 as module
+from flowbook.store.base import open_store
+from flowbook.store.s3 import S3Store
+from flowbook.store.s3_cache import Cache
+from flowbook.store.s3_check import check
+from flowbook.store.s3_client import authorization
+from flowbook.store.s3_credentials import Credentials
+from tests.stores.fault_proxy import between
+
+BIG = os.urandom(1000) * 40_000  # 40 MB: three parts
+
+
+@pytest.fixture
+def proxy(s3_server):
+    with between(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind(s3, proxy, monkeypatch):
+    """A store that is reached through the proxy; it was used already, so that it knows its format."""
+    monkeypatch.setattr(s3_client, "LONGEST_PAUSE_S", 0.05)
+    store = s3(endpoint=proxy.endpoint)
+    store.create("first", b"")
+    proxy.seen.clear()
+    return store
+
+
+def first_time(what, method, part):
+    """A fault for the first request of a method whose path has that part."""
+    met = []
+
+    def fault(asked, path, headers):
+        if asked == method and part in path and not met:
+            met.append(path)
+            return what
+        return None
+
+    return fault
+
+
+def requests(store, monkeypatch):
+    """A list to which each request of a store is added."""
+    found, exchange = [], store.client._exchange
+    monkeypatch.setattr(store.client, "_exchange", lambda method, key, *rest: found.append((method, key)) or exchange(method, key, *rest))
+    return found
+
+
+# ---- what a create may be told ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["lose", "cut", (503, "SlowDown"), (500, "InternalError"), (409, "ConditionalRequestConflict")])
+def test_a_create_that_is_repeated_is_told_true_by_whatever_way_it_got_there(behind, proxy, fault):
+    proxy.fault = first_time(fault, "PUT", "/made")
+
+    assert behind.create("made", b"mine") is True
+    assert behind.get("made") == b"mine" and behind.create("made", b"mine") is False
+
+
+def test_a_create_whose_answer_was_lost_is_told_false_if_another_was_first(behind, proxy, s3):
+    other = s3()
+
+    def fault(method, path, headers):
+        if method == "PUT" and "/made" in path and not other.exists("made"):
+            other.create("made", b"same")  # the same bytes: only the mark of the writer tells whose it is
+            return "cut"
+        return None
+
+    proxy.fault = fault
+    assert behind.create("made", b"same") is False
+
+
+@pytest.mark.parametrize("fault", ["lose", "cut", (500, "InternalError"), b"<Error><Code>InternalError</Code></Error>"])
+def test_the_completion_of_a_large_object_is_repeated_too(behind, proxy, fault):
+    proxy.fault = first_time(fault, "POST", "/big?uploadId")
+
+    assert behind.create("big", [BIG]) is True
+    assert behind.size("big") == len(BIG)
+
+
+def test_a_large_object_that_another_wrote_meanwhile_stays(behind, proxy, s3):
+    other = s3()
+    proxy.fault = lambda method, path, headers: (
+        other.create("big", b"theirs") and None if method == "POST" and "/big?uploads" in path else None
+    )
+
+    assert behind.create("big", [BIG]) is False
+    assert behind.get("big") == b"theirs" and behind.sweep(0.0) == 0
+
+
+def test_parts_and_ranges_that_are_lost_are_sent_again(behind, proxy):
+    parts, ranges = first_time("cut", "PUT", "partNumber=2"), first_time("half", "GET", layout.blob("")[:6])
+    proxy.fault = lambda *asked: parts(*asked) or ranges(*asked)
+    address = behind.put_blob([BIG])
+
+    assert address == hashlib.sha256(BIG).hexdigest()
+    assert hashlib.sha256(behind.open(layout.blob(address))).hexdigest() == address
+
+
+def test_a_busy_server_is_asked_again_until_time_is_up(behind, proxy):
+    behind.client.deadline_s = 0.5
+    proxy.fault = lambda method, path, headers: (503, "SlowDown")
+
+    with pytest.raises(StoreError, match=r"too busy or broken: it kept answering SlowDown"):
+        behind.get("first")
+    assert len(proxy.seen) > 2
+
+
+def test_an_error_in_the_midst_of_a_large_object_leaves_nothing(behind):
+    def broken():
+        yield BIG
+        raise RuntimeError("the source died")
+
+    with pytest.raises(RuntimeError, match="source died"):
+        behind.create("big", broken())
+    assert not behind.exists("big") and behind.sweep(0.0) == 0
+
+
+def test_uploads_that_killed_writers_left_are_given_up_by_age(s3):
+    store = s3()
+    store.create("a", b"")
+    store._begin(store._path("left"), {})
+
+    assert store.sweep() == 0
+    assert store.sweep(0.0, dry_run=True) == 1 and store.sweep(0.0) == 1 and store.sweep(0.0) == 0
+
+
+# ---- servers that do not keep the promise --------------------------------------------------------------------------------------------------
+
+
+def test_a_server_without_conditional_writes_is_refused(proxy, s3):
+    proxy.fault = lambda method, path, headers: (501, "NotImplemented") if "if-none-match" in headers else None
+
+    with pytest.raises(StoreError, match=r"does not keep `If-None-Match: \*` \(it answers NotImplemented\)"):
+        s3(endpoint=proxy.endpoint).create("a", b"")
+
+
+def test_a_server_that_passes_over_conditions_is_found_out_by_the_first_write(proxy, s3):
+    proxy.fault = lambda method, path, headers: "unconditional" if "if-none-match" in headers else None
+
+    with pytest.raises(StoreError, match="takes such a request and overwrites what is there"):
+        s3(endpoint=proxy.endpoint).create("a", b"")
+
+
+def test_the_contest_of_doctor_passes_here_and_catches_a_store_that_looks_before_it_writes(s3):
+    class Racy(S3Store):
+        def create(self, key, data):
+            if self.exists(key):
+                return False
+            self.put(key, data)
+            return True
+
+    assert contest(s3, writers=32, keys=50) == []
+
+    place = s3().describe()
+    place.pop("kind")
+    wrong = contest(lambda: Racy(**place), writers=32, keys=5)
+    assert wrong and "were told that they had created one key" in wrong[0]
+
+
+# ---- bad places and bad rights ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_is_not_there_is_named(s3):
+    for use in (lambda store: store.get("a"), lambda store: store.create("a", b""), lambda store: list(store.list(""))):
+        with pytest.raises(StoreError, match="there is no bucket 'nowhere' at http"):
+            use(s3("nowhere"))
+
+
+def test_missing_and_half_credentials_are_told(s3, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreError, match="AWS_SECRET_ACCESS_KEY is not set"):
+        s3().get("a")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreError, match="no credentials for S3: neither in the environment nor"):
+        s3().get("a")
+    with pytest.raises(StoreError, match="no credentials for S3: The config profile .nobody. could not be found"):
+        s3(profile="nobody").get("a")
+
+
+def test_a_profile_gives_credentials_and_the_environment_is_passed_over(s3, monkeypatch, tmp_path):
+    from tests.stores.s3_server import KEY, SECRET
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
+    file = tmp_path / "credentials"
+    file.write_text(f"[research]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+
+    store = s3(profile="research")
+    assert store.create("a", b"x") and store.get("a") == b"x"
+    with pytest.raises(StoreError, match=r"does not know the credentials of the environment \(AWS_ACCESS_KEY_ID\)"):
+        s3().get("a")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "method", "told"),
+    [
+        ("ExpiredToken", 400, "get", r"have ended .*aws sso login"),
+        ("AccessDenied", 403, "get", r"no right to s3:GetObject on arn:aws:s3:::tests/.*/a \(or s3:ListBucket"),
+        ("AccessDenied", 403, "list", r"no right to s3:ListBucket on arn:aws:s3:::tests "),
+        ("PermanentRedirect", 301, "get", r"not in the region 'us-east-1'"),
+        ("KMS.DisabledException", 400, "get", r"key for encryption cannot be used"),
+        ("Strange", 418, "get", r"GET of .*/a was refused: Strange"),
+    ],
+)
+def test_refusals_say_what_to_do(behind, proxy, code, status, method, told):
+    proxy.fault = lambda *asked: (status, code)
+
+    with pytest.raises(StoreError, match=told):
+        behind.get("a") if method == "get" else list(behind.list("a"))
+
+
+def test_a_write_without_the_right_to_it_is_read_only(behind, proxy):
+    proxy.fault = lambda method, path, headers: (403, "AccessDenied") if method in ("PUT", "DELETE") else None
+
+    with pytest.raises(StoreReadOnly, match=r"s3:PutObject on arn:aws:s3:::tests/.*/a"):
+        behind.create("a", b"")
+    with pytest.raises(StoreReadOnly, match="s3:DeleteObject"):
+        behind.delete("a")
+
+
+def test_a_wrong_region_is_told(s3):
+    with pytest.raises(StoreError, match=r"is not in the region 'eu-west-9'"):
+        s3(region="eu-west-9").get("a")
+
+
+def test_a_wrong_address_is_told_soon(s3):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(StoreError, match=r"cannot be reached .* nothing listens there"):
+            s3(endpoint=f"http://127.0.0.1:{free.getsockname()[1]}", deadline_s=0.3).get("a")
+
+
+def test_plain_http_behind_https_and_an_unknown_certificate_are_told(s3, s3_server, tmp_path):
+    with pytest.raises(StoreError, match=r"does not speak TLS.*is it http:// rather"):
+        s3(endpoint=s3_server.endpoint.replace("http:", "https:")).get("a")
+
+    import ssl
+
+    pair = tmp_path / "pair.pem"
+    subprocess.run(
+        [*"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout".split(), pair, "-out", tmp_path / "cert.pem"],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", pair)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            try:
+                context.wrap_socket(listening.accept()[0], server_side=True).close()
+            except OSError:
+                pass  # the client does not go on: that is what is tested
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(StoreError, match=r"certificate is not trusted: .*AWS_CA_BUNDLE"):
+            s3(endpoint=f"https://127.0.0.1:{listening.getsockname()[1]}").get("a")
+        thread.join(30)
+
+
+@pytest.mark.parametrize("place", [{"endpoint": "localhost:9000"}, {"endpoint": "http://me:secret@host"}, {"encryption": "rot13"}])
+def test_a_place_that_cannot_be_one_is_refused_and_no_password_is_repeated(s3, place):
+    with pytest.raises(StoreError) as told:
+        s3(**place)
+    assert "secret" not in str(told.value)
+
+
+def test_a_store_of_a_later_flowbook_is_refused(s3):
+    store = s3()
+    store.client.send("PUT", store.prefix + layout.STORE, body=[json.dumps({"format": 99, "written_by": "9.9"}).encode()])
+
+    with pytest.raises(StoreTooNew, match=r"flowbook 9.9 \(format 99\)"):
+        store.get("a")
+    store.client.send("PUT", store.prefix + layout.STORE, body=[b"{}"])
+    with pytest.raises(StoreError, match="store.json is damaged"):
+        s3().create("a", b"")
+
+
+def test_doctor_names_what_is_there_and_each_right_that_lacks(s3, behind, proxy, monkeypatch):
+    assert {state for state, _, _ in check(s3())} == {"ok"}
+    assert any("write, read, list, upload in parts, remove" in text for _, text, _ in check(s3()))
+    assert [state for state, text, _ in check(s3("nowhere"))][-1] == "bad"
+
+    proxy.fault = lambda method, path, headers: (403, "AccessDenied") if "list-type" in path else None
+    bad = [text for state, text, _ in check(behind) if state == "bad"]
+    assert len(bad) == 1 and "s3:ListBucket" in bad[0]
+
+    found = [text for state, text, _ in check(s3(encryption="AES256")) if state == "bad"]
+    assert len(found) == 1 and "what is written is not encrypted" in found[0]  # this server knows no encryption, and says nothing
+
+
+# ---- descriptions and secrets -------------------------------------------------------------------------------------------------------------------
+
+
+def test_another_process_opens_the_store_from_its_description_which_holds_no_secret(s3, tmp_path):
+    from tests.stores.s3_server import SECRET
+
+    store = s3(key_file=str(tmp_path / "key"))
+    store.create("a", b"x")
+    told = json.dumps(store.describe())
+
+    assert open_store(json.loads(told)).get("a") == b"x"
+    assert SECRET not in told + repr(store) + repr(vars(store)) + repr(vars(store.client))
+    for wrong in ({"kind": "s3"}, {"kind": "s3", "bucket": 1}, {"kind": "s3", "bucket": "b", "secret": "x"}):
+        with pytest.raises(StoreError, match="S3 store needs a bucket"):
+            open_store(wrong)
+
+
+def test_a_forked_process_uses_connections_of_its_own(s3):
+    store = s3()
+    store.create("a", b"parent")
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if store.get("a") == b"parent" and store.create("child", b"") else 1)
+
+    assert store.get("a") == b"parent"
+    assert os.waitpid(pid, 0)[1] == 0 and store.exists("child")
+
+
+def test_a_signature_is_what_amazon_s_example_says():
+    found = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    empty = hashlib.sha256(b"").hexdigest()
+    headers = {
+        "host": "examplebucket.s3.amazonaws.com",
+        "range": "bytes=0-9",
+        "x-amz-content-sha256": empty,
+        "x-amz-date": "20130524T000000Z",
+    }
+
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html, "GET Object"
+    line = authorization(found, "us-east-1", "20130524T000000Z", "GET", "/test.txt", "", headers, empty)
+    assert line.endswith("Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41")
+
+
+def test_a_clock_that_is_wrong_is_corrected_by_the_server_s(s3, monkeypatch):
+    monkeypatch.setattr(s3_client.time, "time", lambda now=time.time: now() + 3600)
+
+    assert s3().create("a", b"")
+
+
+# ---- keeping, listing, ages ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_blob_that_is_used_again_after_a_while_is_young_again_without_being_sent(s3, monkeypatch):
+    store = s3()
+    key = layout.blob(store.put_blob([b"x" * 2_000_000]))
+    before = next(iter(store.aged("blobs/"))).age_s
+    time.sleep(1.1)  # the server's times are whole seconds: nothing else can be waited for
+    monkeypatch.setattr("flowbook.store.s3.REFRESH_AFTER_S", -1.0)
+    sent = requests(store, monkeypatch)
+
+    assert store.keep(key) and [method for method, _ in sent] == ["HEAD", "PUT"]
+    assert next(iter(store.aged("blobs/"))).age_s <= before + 1.0
+    assert store.size(key) == 2_000_000 and not store.keep("blobs/00/none")
+
+
+def test_listings_go_on_over_pages(s3, monkeypatch):
+    store = s3()
+    keys = [f"many/{i:02d}/x" for i in range(25)]
+    for key in keys:
+        store.create(key, b"")
+    sent = requests(store, monkeypatch)
+    exchange = store.client._exchange
+    monkeypatch.setattr(
+        store.client,
+        "_exchange",
+        lambda m, k, query, *more: exchange(m, k, {**query, "max-keys": "10"} if "prefix" in query else query, *more),
+    )
+
+    assert list(store.list("many/")) == keys and len(sent) == 3
+    assert list(store.names("many")) == [f"{i:02d}" for i in range(25)]
+    store.delete_folder("many")
+    assert list(store.list("")) == []
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_blob_is_fetched_once_and_then_mapped_from_this_machine(s3, monkeypatch):
+    store = s3()
+    address = store.put_blob([BIG])
+    key = layout.blob(address)
+    first = store.open(key)
+    first[0] ^= 0xFF  # private: nobody else sees it
+    sent = requests(store, monkeypatch)
+
+    assert hashlib.sha256(store.open(key)).hexdigest() == address
+    assert store.get_range(key, 10, 14) == BIG[10:14] and store.local_path(key).stat().st_size == len(BIG)
+    assert sent == []
+
+
+def test_a_commit_is_read_once_and_not_taken_for_that_of_a_store_that_was_here_before(s3, monkeypatch):
+    key = layout.commit("f", "1", "a", ())
+    store = s3()
+    store.create(key, b"old")
+    assert store.get(key) == store.get(key) == b"old"
+    store.delete_folder("flows")
+    store.client.send("DELETE", store.prefix + layout.STORE)
+
+    new = s3()
+    new.create(key, b"new")
+    assert new.get(key) == b"new"
+    sent = requests(new, monkeypatch)
+    assert new.get(key) == b"new" and sent == []
+    new.delete(key)
+    with pytest.raises(StoreMissing):
+        new.get(key)
+
+
+@pytest.mark.parametrize("size", [100, 40_000_000])
+def test_damaged_content_is_fetched_again_and_then_told(s3, s3_server, size):
+    store = s3()
+    address = store.put_blob([BIG[:size]])
+    key = layout.blob(address)
+    stored = s3_server.folder / "tests" / store.prefix / key
+    with stored.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"~!~")
+
+    for read in (store.open, store.get):
+        with pytest.raises(ArtifactError, match=f"{key} in s3://tests/.* is damaged"):
+            read(key)
+    assert not list(Path(store.local_dir()).rglob(address))
+
+
+def test_content_that_was_damaged_on_its_way_is_fetched_again(behind, proxy):
+    address = behind.put_blob([b"x" * 5000])
+    proxy.fault = first_time(b"y" * 5000, "GET", "/blobs/")
+
+    assert bytes(behind.open(layout.blob(address))) == b"x" * 5000
+
+
+def test_the_cache_forgets_what_was_used_longest_ago(tmp_path):
+    cache = Cache(tmp_path, most_bytes=10_000)
+    for i in range(8):
+        cache.write(f"blobs/{i}", [bytes(2000)])
+        os.utime(tmp_path / "blobs" / str(i), (i, i))
+    held = cache.map("blobs/7")
+    left = sorted(path.name for path in (tmp_path / "blobs").iterdir())
+
+    assert "7" in left and "0" not in left and len(left) <= 6
+    cache.write("blobs/huge", [bytes(9000)])
+    assert cache.map("blobs/huge") is None and len(held) == 2000
+
+
+def test_without_a_place_for_files_it_works_from_memory(s3, monkeypatch):
+    store = s3(cache_bytes=0)
+    address = store.put_blob([BIG])
+
+    assert hashlib.sha256(store.open(layout.blob(address))).hexdigest() == address
+    assert store.local_path(layout.blob(address)) is None
+
+
+def test_pieces_of_any_size_make_parts_that_s3_takes(monkeypatch):
+    monkeypatch.setattr(module, "PART_BYTES", 100)
+    monkeypatch.setattr(module, "SMALL_PIECE", 10)
+    for pieces in ([b""], [], [b"abc"] * 99, [b"x" * 1234, b"y", b"z" * 100], iter([bytearray(b"q" * 50)] * 7)):
+        pieces = list(pieces) if not isinstance(pieces, list) else pieces
+        parts = list(module._parts(iter(pieces)))
+        assert b"".join(map(b"".join, parts)) == b"".join(pieces)
+        assert all(sum(map(len, part)) == 100 for part in parts[:-1]) and len(parts) >= 1

@@ -1,0 +1,152 @@
+"""Whole runs with their store in a bucket: from a file, from a kernel, read by the client; and who is not believed."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from flowbook.store import layout
+
+FLOW = """
+from flowbook import FlowSpec, step
+
+class Sweep(FlowSpec):
+    @step
+    def start(self):
+        import array
+        self.table = array.array("d", range(100_000))
+        self.rates = [{1}, {2}, {3}]
+        self.next(self.train, foreach="rates")
+
+    @step
+    def train(self):
+        self.score = sum(self.input) * len(self.table)
+        print("score", self.score)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.best = max(each.score for each in inputs)
+        self.seen = {each.score for each in inputs}
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("best", self.best)
+
+if __name__ == "__main__":
+    Sweep()
+"""
+
+
+@pytest.fixture
+def place(s3_server, s3, tmp_path):
+    """The environment of processes that use the bucket, with a prefix of this test."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FLOWBOOK_"))}
+    prefix = s3().prefix.strip("/")
+    more = {"FLOWBOOK_STORE": f"s3://tests/{prefix}", "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    return {**kept, **s3_server.environment, **more}
+
+
+def python(environment, *arguments, cwd, ok=True):
+    done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, cwd=cwd, capture_output=True, text=True, timeout=240)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+READ = """
+import sys
+from flowbook.client import Flow
+run = Flow("Sweep").latest_run
+print(run.successful, run["end"].task.data.best, sorted(run["join"].task.data.seen), len(run["start"].task.data.table))
+print(sorted({"boto3", "botocore"} & set(sys.modules)))
+"""
+
+
+def test_a_flow_file_runs_is_read_and_resumed(place, tmp_path):
+    (tmp_path / "flow.py").write_text(FLOW)
+    told = python(place, "flow.py", "run", cwd=tmp_path)
+
+    assert "best 300000" in told and "run 1 of Sweep succeeded" in told
+    assert python(place, "-c", READ, cwd=tmp_path).split("\n")[:2] == ["True 300000 [100000, 200000, 300000] 100000", "[]"]
+    assert "score 200000" in python(place, "flow.py", "logs", "1/train/1", cwd=tmp_path)
+    assert "run 2 of Sweep succeeded" in python(place, "flow.py", "resume", cwd=tmp_path)
+    assert (tmp_path / "config" / "flowbook" / "keys" / "default.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_without_the_key_a_run_is_shown_and_not_loaded(place, tmp_path, s3_server):
+    (tmp_path / "flow.py").write_text(FLOW)
+    python(place, "flow.py", "run", cwd=tmp_path)
+    other = {**place, "FLOWBOOK_PROJECT_KEY": "the key of somebody else"}
+
+    script = "from flowbook.client import Flow; task = Flow('Sweep').latest_run['join'].task; print(task['seen']); print(task.data.best); task.data.seen"
+    told = python(other, "-c", script, cwd=tmp_path, ok=False)
+    assert "300000" in told and "seen is not loaded: its result in s3://tests" in told and "could run anybody's code" in told
+
+    resumed = python(other, "flow.py", "resume", cwd=tmp_path)
+    assert "[2/train/1] score 200000" in resumed  # nothing was taken from the run that is not believed: its steps ran anew
+    assert "[3/train" not in python(other, "flow.py", "resume", cwd=tmp_path)
+
+
+KERNEL = """
+    import sys
+    from IPython.testing.globalipapp import start_ipython
+    shell = start_ipython()
+    shell.run_line_magic("load_ext", "flowbook")
+
+    def cell(text):
+        result = shell.run_cell(text, store_history=True)
+        result.raise_error()
+
+    cell("%%flowstep start\\nimport array\\nrates = [1, 2, 3]\\ntable = array.array('d', range(100_000))")
+    cell("%%flowstep train --foreach 'rate in rates'\\nscore = {rate * len(table)}")
+    cell("%%flowstep pick --join train\\nbest = max(train, key=lambda task: max(task.score)).score\\ntop = [t.rate for t in train]")
+    cell("%flow run --wait")
+    cell("assert best == {300_000} and top == [1, 2, 3], best")
+    cell("assert len(table) == 100_000")
+    cell("%flow doctor")
+    print("LOADED", sorted({"boto3", "botocore", "kubernetes", "s3transfer"} & set(sys.modules)))
+"""
+
+
+def test_a_notebook_s_steps_run_and_their_values_come_into_the_kernel(place, tmp_path):
+    told = python(place, "-c", textwrap.dedent(KERNEL), cwd=tmp_path)
+
+    assert "LOADED []" in told
+    assert "create-if-absent is kept: 32 writers at once, 50 keys, one winner each" in told
+    assert "rights below s3://tests" in told and "credentials of the environment (AWS_ACCESS_KEY_ID)" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"FLOWBOOK_STORE": "s3://nowhere/x"}, "there is no bucket 'nowhere'"),
+        ({"FLOWBOOK_STORE": "s3://No_Bucket"}, "the path of a folder, or s3://BUCKET/PREFIX"),
+        ({"FLOWBOOK_S3_ENDPOINT": "http://me:secret@localhost"}, "without a user or a password"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "does not know the credentials of the environment"),
+        ({"FLOWBOOK_S3_REGION": "eu-west-9"}, "is not in the region 'eu-west-9'"),
+    ],
+)
+def test_a_wrong_place_is_told_in_a_line_and_no_secret_with_it(place, tmp_path, change, told):
+    (tmp_path / "flow.py").write_text(FLOW)
+    said = python({**place, **change}, "flow.py", "run", cwd=tmp_path, ok=False)
+
+    assert told in said and "Traceback" not in said
+    assert "not-a-secret-of-anybody" not in said
+
+
+def test_no_secret_is_in_the_bucket(place, tmp_path, s3_server):
+    from tests.stores.s3_server import SECRET
+
+    (tmp_path / "flow.py").write_text(FLOW)
+    python(place, "flow.py", "run", cwd=tmp_path)
+    key = (tmp_path / "config" / "flowbook" / "keys" / "default.key").read_text().strip()
+    folder = s3_server.folder / "tests" / place["FLOWBOOK_STORE"].rpartition("/")[2]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+
+    assert any(path.name.endswith("run.json") for path in files)
+    assert not [path for path in files if SECRET.encode() in path.read_bytes() or key.encode() in path.read_bytes()]
+    assert json.loads((folder / "default" / layout.STORE).read_text())["format"] == 1
