@@ -306,7 +306,7 @@ def test_output_and_displays_stand_in_their_order_as_they_were_printed() -> None
 
 def test_of_a_long_output_the_end_is_shown_and_more_of_it_where_somebody_looks() -> None:
     data = panel(events.launched(work(0), NOW + 2))
-    data._run.view.hint({"say": "output", "step": "work", "index": [0], "text": "x" * 50_000, "size": 90_000})
+    data._run.view.hint({"say": "output", "step": "work", "index": [0], "text": "x" * 64_000, "size": 90_000})
 
     def printed() -> int:
         detail = data.shown(NOW + 9).details["work[0]"]
@@ -316,6 +316,26 @@ def test_of_a_long_output_the_end_is_shown_and_more_of_it_where_somebody_looks()
     assert printed() == panel_data.OUTPUT
     data.look_at(work(0))
     assert printed() == panel_data.OUTPUT_LOOKED_AT
+
+
+def test_what_was_written_over_takes_no_room_from_what_is_seen() -> None:
+    data = panel(events.launched(work(0), NOW + 2))
+    bar = "".join(f"\r{i:3d} of 100 █" for i in range(101))
+    text = f"first\n{bar}\n{bar * 30}\rdone\nlast\n"
+    data._run.view.hint({"say": "output", "step": "work", "index": [0], "text": text, "size": len(text.encode())})
+    detail = data.shown(NOW + 9).details["work[0]"]
+    shown = "".join(piece["data"] for piece in detail["output"])
+
+    assert shown == "first\n 99 of 100 █\r100 of 100 █\n100 of 100 █\rdone\nlast\n"
+    assert detail["size"] == len(shown.encode()), "nothing is said to be missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [("a\r\n", "a\r\n"), ("a\rb\rc\r\r\n", "b\rc\r\n"), ("\r\r\r", "\r"), ("a\r\rb", "\rb"), ("no", "no")],
+)
+def test_of_a_line_the_last_two_states_are_kept(text: str, seen: str) -> None:
+    assert panel_data._last_states(text) == seen
 
 
 def test_a_card_is_checked_before_it_is_shown_and_ends_with_its_attempt() -> None:

@@ -40,7 +40,7 @@ DETAILS = 24  # tasks with details
 DETAIL_BYTES = 1_000_000  # of all details together, roughly
 CARD_BYTES = 2_000_000  # of all cards together, roughly
 CARDS_KEPT, CARDS_KEPT_BYTES = 64, 64_000_000  # tasks whose live cards are kept
-OUTPUT, OUTPUT_LOOKED_AT = 4_000, 20_000  # characters of a task's output: unasked, and of one that somebody looks at
+OUTPUT, OUTPUT_LOOKED_AT = 4_000, 60_000  # characters of a task's output: unasked, and of one that somebody looks at
 IMAGE_CHARS = 400_000  # of what one task displayed
 ARTIFACTS = 60  # of one task
 REPR, TEXT, SHORT = 300, 2_000, 120  # characters
@@ -556,9 +556,10 @@ class PanelData:
         text, size = self._view.output.get(key, ("", 0))
         made = self.commits.get(task)
         limit = OUTPUT_LOOKED_AT if task in self._looked_at else OUTPUT
+        output, written_over = _pieces(text, size, self._view.displays.get(key, ()), limit)
         return {
-            "output": list(_pieces(text, size, self._view.displays.get(key, ()), limit)),
-            "size": size,
+            "output": output,
+            "size": size - written_over,
             "error": _failure(state.error) if state.error else None,
             "artifacts": list(made.artifacts) if made else [],
             "left_out": made.left_out if made else 0,
@@ -757,22 +758,42 @@ def _metrics(card: Mapping[str, Json]) -> Iterator[tuple[str, float]]:
                 yield _text(line.get("name") or "value", SHORT), ys[-1]
 
 
-def _pieces(text: str, size: int, frames: Sequence[Mapping[str, Json]], limit: int) -> Iterator[Piece]:
-    """What a task printed and showed, in its order: text as it was printed, and of each display what a browser shows best."""
+def _pieces(text: str, size: int, frames: Sequence[Mapping[str, Json]], limit: int) -> tuple[list[Piece], int]:
+    """What a task printed and showed, in its order: text, and of each display what a browser shows best. Of the text at most the last
+    `limit` bytes, counted when what was written over is gone: else the thousand states of a progress bar would be all that is seen.
+    Also how many bytes were written over."""
     raw = text.encode("utf-8", "replace")
-    begin = max(len(raw) - limit, 0)
-    offset, at = size - len(raw), begin
+    offset, at = size - len(raw), 0
+    found: list[Piece] = []
     room = IMAGE_CHARS
     for frame in frames:
         cut = min(max(int(_number(frame.get("at")) or 0) - offset, at), len(raw))
-        if cut > at:
-            yield {"mime": "stream", "data": raw[at:cut].decode("utf-8", "replace")}
+        found.append({"mime": "stream", "data": _last_states(raw[at:cut].decode("utf-8", "replace"))})
         at = cut
         shown = _display(frame.get("data"), room)
         room -= len(shown["data"])
-        yield shown
-    if at < len(raw):
-        yield {"mime": "stream", "data": raw[at:].decode("utf-8", "replace")}
+        found.append(shown)
+    found.append({"mime": "stream", "data": _last_states(raw[at:].decode("utf-8", "replace"))})
+    kept, left = 0, limit
+    for piece in reversed(found):
+        if piece["mime"] == "stream":
+            printed = piece["data"].encode("utf-8", "replace")
+            kept += len(printed)
+            piece["data"] = printed[-left:].decode("utf-8", "replace") if left else ""
+            left -= min(len(printed), left)
+    return [piece for piece in found if piece["mime"] != "stream" or piece["data"]], max(len(raw) - kept, 0)
+
+
+def _last_states(text: str) -> str:
+    """Of each line with carriage returns the last two states, which the browser lays over each other."""
+    if "\r" not in text:
+        return text
+    return "\n".join(line if line.count("\r") < 2 else _last_two(line) for line in text.split("\n"))
+
+
+def _last_two(line: str) -> str:
+    whole = line.rstrip("\r")
+    return "\r".join(whole.rsplit("\r", 2)[-2:]) + line[len(whole) :][:1]
 
 
 def _display(bundle: Json, room: int) -> Piece:
