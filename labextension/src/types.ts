@@ -133,7 +133,7 @@ export interface Table {
 /** What one task left, or leaves just now; under the key `detail ID` of the model. */
 export interface Detail {
     output: Piece[];
-    size: number; // of all that was printed, bytes; `output` is its end
+    size: number; // of all that was printed and not written over, bytes; `output` is its end
     error: Failure | null;
     artifacts: Artifact[];
     left_out: number; // artifacts

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { aligned, bytes, cell, memory, number, plain, seconds, shares } from "../src/panel/format";
-import { axes, empties, first, followed, matches, pieces, scale, sorted, ticks, timed } from "../src/panel/pick";
+import { axes, empties, first, followed, matches, pieces, scale, settled, sorted, ticks, timed } from "../src/panel/pick";
 import type { Cell, Column, Step, Task } from "../src/types";
 
 const task = (id: string, more: Partial<Task> = {}): Task => ({
@@ -115,6 +115,14 @@ test("the task that is followed stays for a while, but a failure is shown at onc
     assert.equal(followed(running, none, { id: "a", at: 9 }, 10, true), "b", "the run has ended");
     assert.equal(followed(running, none, { id: "gone", at: 9 }, 10, false), "b");
     assert.equal(followed([], none, { id: "a", at: 9 }, 10, false), null);
+});
+
+test("of a run that has ended no task waits to try again or runs", () => {
+    const tasks = [task("a", { state: "backoff" }), task("b", { state: "running" }), task("c", { state: "failed" }), task("d")];
+
+    assert.deepEqual(settled(tasks, "stopped").map((one) => one.state), ["stopped", "stopped", "failed", "waiting"]);
+    assert.deepEqual(settled(tasks, "running"), tasks);
+    assert.deepEqual(settled(tasks, "lost"), tasks, "another engine may go on with it");
 });
 
 test("a fan-out has no items where what needs it went on, also one in another", () => {

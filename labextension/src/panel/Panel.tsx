@@ -7,7 +7,7 @@ import { done, plain, seconds, shares, word } from "./format";
 import { GraphView } from "./GraphView";
 import { Bar, Icon } from "./Icon";
 import type { State } from "./model";
-import { empties, first, followed, type Order } from "./pick";
+import { empties, first, followed, settled, type Order } from "./pick";
 import { Sweep } from "./Sweep";
 import { Tabs, type Tab } from "./Tabs";
 import { Timeline } from "./Timeline";
@@ -15,7 +15,8 @@ import { useHeldHeight } from "./width";
 
 /** `turn` is new whenever the model has changed or time has passed. */
 export function Panel({ state, dark }: { state: State; dark: boolean; turn: object }) {
-    const { head, steps, tasks, tables } = state;
+    const { head, steps, tables } = state;
+    const tasks = settled(state.tasks, head.state);
     const now = state.now();
     const [picked, pick] = useState<string | null>(null);
     const [step, chooseStep] = useState<string | null>(null);

@@ -106,14 +106,15 @@ const place = ({ from, length }: Span, begin: number, end: number): { left: stri
 function Line({ row, task, span, chosen, here, choose }: { row: Row; task: Task; span: Span; chosen: boolean; here: boolean; choose: () => void }) {
     const took = task.launched !== null ? (task.ended ?? span.now) - task.launched : null;
     const name = row.step.fan ? `[${task.index.join(",")}]` : task.id;
-    const said = task.cached ? "cached" : task.state === "backoff" ? "retry" : took !== null ? seconds(took) : word(task.state);
+    const is = word(row.step.state === "not run" && (task.state === "waiting" || task.state === "ready") ? "not run" : task.state);
+    const said = task.cached ? "cached" : task.state === "backoff" ? "retry" : took !== null ? seconds(took) : is;
     const item = task.item === null ? null : plain(task.item);
     const why = task.why ? `\n${plain(task.why)}` : "";
     return (
         <div id={rowId(row)} class={`fbp-row${row.step.fan ? " fbp-of-fan" : ""}`} role="treeitem" aria-level={row.step.fan ? 2 : 1} aria-selected={chosen} data-here={here || undefined}
             data-task={task.id} onClick={choose}
-            title={`${task.id}${item ? ` · ${item}` : ""}\n${word(task.state)}${task.attempt ? `, attempt ${task.attempt + 1}` : ""}${why}`}
-            aria-label={`${task.id}${item ? `, item ${item}` : ""}, ${word(task.state)}${said && said !== word(task.state) ? `, ${said}` : ""}`}>
+            title={`${task.id}${item ? ` · ${item}` : ""}\n${is}${task.attempt ? `, attempt ${task.attempt + 1}` : ""}${why}`}
+            aria-label={`${task.id}${item ? `, item ${item}` : ""}, ${is}${said && said !== is ? `, ${said}` : ""}`}>
             <span class="fbp-what"><Icon state={task.state} label={false} /><b>{name}</b>{item !== null && <span class="fbp-item">{item}</span>}</span>
             <span class="fbp-track">
                 {task.cached ? null : pieces(task, span.now).map((piece) => (

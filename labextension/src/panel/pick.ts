@@ -102,6 +102,12 @@ export function followed(tasks: readonly Task[], hasCard: (id: string) => boolea
     return old.state === "running" || (old.launched !== null && now - before.at < HOLD_S) ? old.id : next;
 }
 
+/** Tasks of a run that has ended: none of them waits or runs any more, whatever was heard of them last. */
+export function settled(tasks: readonly Task[], run: string): Task[] {
+    const open = ["launched", "running", "backoff"];
+    return run === "running" || run === "lost" ? [...tasks] : tasks.map((task) => (open.includes(task.state) ? { ...task, state: "stopped" } : task));
+}
+
 /** Fan-outs of which one knows that they have no items: none came, and what needs them went on. */
 export function empties(steps: readonly Step[], edges: readonly { from: string; to: string }[]): Set<string> {
     const known = new Map(steps.map((step) => [step.step, step]));
