@@ -4,15 +4,15 @@ import { test } from "node:test";
 import { State, type Model } from "../src/panel/model";
 import type { Head, Json } from "../src/types";
 
-function model(values: { [key: string]: unknown }): Model & { sent: Json[]; tell(key: string): void } {
-    const heard = new Map<string, Set<() => void>>();
+function model(values: { [key: string]: unknown }): Model & { sent: Json[]; tell(key: string, changed?: object): void } {
+    const heard = new Map<string, Set<(...args: unknown[]) => void>>();
     return {
         sent: [],
         get: (key) => values[key],
         on: (event, f) => void (heard.get(event) ?? heard.set(event, new Set()).get(event)!).add(f),
         off: (event, f) => void heard.get(event)?.delete(f),
         send(message) { this.sent.push(message); },
-        tell: (event) => heard.get(event)?.forEach((f) => f()),
+        tell: (event, changed) => heard.get(event)?.forEach((f) => f(changed && { changed })),
     };
 }
 
@@ -101,4 +101,24 @@ test("a panel whose kernel has ended says so, unless its run has ended or news c
     values.head = head({});
     source.tell("change");
     assert.deepEqual([state.gone, state.head.trouble], [false, null]);
+});
+
+test("a card that is not drawn changes without a drawing", () => {
+    const frames: (() => void)[] = [];
+    Object.assign(globalThis, { requestAnimationFrame: (f: () => void) => frames.push(f), cancelAnimationFrame: () => {} });
+    const told = model({ "card a main": {}, "card b main": {} });
+    const state = new State(told);
+    let drawings = 0;
+    state.listen(() => { drawings += 1; state.card("card a main"); });
+    const next = (changed?: object): number => {
+        told.tell("change", changed);
+        frames.splice(0).forEach((f) => f());
+        return drawings;
+    };
+
+    assert.equal(next({ "card b main": 1 }), 0);
+    assert.equal(next({ head: 1, "card b main": 1 }), 1);
+    assert.equal(next({ "card b main": 1 }), 1);
+    assert.equal(next({ "card a main": 1 }), 2);
+    assert.equal(next(), 3, "where the model does not say what changed, all is drawn");
 });

@@ -32,6 +32,9 @@ export class State {
     /** The last click that wants an answer: when, and how much had been said then. */
     private asked: { at: number; n: number } | null = null;
 
+    /** The cards that the last drawing asked for. */
+    private readonly drawn = new Set<string>();
+
     constructor(private readonly model: Model) {
         this.head.now && this.setClock();
     }
@@ -51,7 +54,7 @@ export class State {
     get tasks(): Task[] { return this.read("tasks", []); }
     get tables(): { [step: string]: Table } { return this.read("tables", {}); }
     detail(task: string): Detail | null { return this.read<Detail | null>(`detail ${task}`, null); }
-    card(key: string): CardJson | null { return this.read<CardJson | null>(key, null); }
+    card(key: string): CardJson | null { this.drawn.add(key); return this.read<CardJson | null>(key, null); }
     send(command: Command): void {
         if (command.do !== "show") this.asked = { at: Date.now(), n: this.saidSoFar() };
         this.model.send(command as unknown as Json);
@@ -81,14 +84,21 @@ export class State {
         this.ahead = this.head.now - Date.now() / 1000;
     }
 
+    /** Whether a change was one of cards alone that are not drawn, as far as the model tells what changed. */
+    private unseen(model: unknown): boolean {
+        const keys = Object.keys((model as { changed?: object } | undefined)?.changed ?? {});
+        return keys.length > 0 && keys.every((key) => key.startsWith("card ") && !this.drawn.has(key));
+    }
+
     /** Calls `changed` at most once a frame, also for changes that came together. Gives what ends it. */
     listen(changed: () => void): () => void {
         let frame = 0;
-        const draw = (): void => { frame ||= requestAnimationFrame(() => { frame = 0; changed(); }); };
-        const heard = (): void => {
+        const draw = (): void => { frame ||= requestAnimationFrame(() => { frame = 0; this.drawn.clear(); changed(); }); };
+        const heard = (model: unknown): void => {
+            const back = this.gone;
             this.heardAt = Date.now();
             this.gone = false;
-            draw();
+            if (back || !this.unseen(model)) draw();
         };
         // Front ends of Jupyter say so when a kernel restarts or ends; a model has a new one only if it hears of it.
         const dead = (): void => { this.gone = true; draw(); };
