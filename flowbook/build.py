@@ -29,7 +29,7 @@ from flowbook.spec.classgraph import Graph, Node
 from flowbook.spec.flow import Options, Spec, Step
 from flowbook.spec.flowspec import FlowSpec
 from flowbook.spec.marks import Mark
-from flowbook.store import canon, codec, package
+from flowbook.store import canon, codec, package, preview
 from flowbook.store.base import Store
 from flowbook.store.numbers import take_number
 
@@ -228,6 +228,7 @@ def spec_of(
         started_at=time.time(),
         python=sys.version.split()[0],
         flowbook=__version__,
+        previews=preview.mode(),
         program=code.program,
         constants=constants,
         compat=_resolves_metaflow(),

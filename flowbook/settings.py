@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import FlowbookError, SettingError
+from flowbook.store import preview
 from flowbook.store.layout import FLOW_NAME, S3_URL
 
 Reader = Callable[[Any], Any]  # a written value → the value; ValueError(what was expected) if it cannot be used
@@ -69,6 +70,7 @@ class Settings:
     kubernetes_user: int = 1000
     kubernetes_template: bool = False
     kubernetes_scale: float = 1.0
+    previews: str = preview.FULL
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
@@ -157,6 +159,12 @@ def _name(value: Any) -> str:
     raise ValueError("a name of letters, digits, '_', '.' and '-', at most 100 of them")
 
 
+def _previews(value: Any) -> str:
+    if isinstance(value, str) and value.lower() in preview.MODES:
+        return value.lower()
+    raise ValueError(f"one of {', '.join(preview.MODES)}")
+
+
 def _path(value: Any) -> Path:
     if isinstance(value, str | Path) and str(value).strip():
         return Path(value)
@@ -226,6 +234,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("kubernetes_user", _whole(1), "user id under which pods run"),
     Setting("kubernetes_template", _boolean, "whether @kubernetes(template=…) may give raw pods"),
     Setting("kubernetes_scale", _share, "share of cpu, memory and disk that is really asked for: to try flows on small clusters"),
+    Setting("previews", _previews, "what of values is stored beside them and shown: full, schema (types, shapes, columns), off (types)"),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 

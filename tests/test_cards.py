@@ -48,6 +48,7 @@ from flowbook.cards import (
     read,
     shown,
     svg,
+    whole,
     wire,
 )
 from flowbook.cards import html as drawing
@@ -638,7 +639,7 @@ def test_a_page_is_whole_in_itself_and_shows_every_component() -> None:
     for text in (
         "train[2]",
         "run 7 of demo",
-        "attempt 1",
+        "attempt 2",
         "Epoch 3",
         "0.1234",
         "a dot",
@@ -1025,7 +1026,7 @@ def test_the_default_card_lists_what_the_task_was_given_and_made(project: Projec
     ran = project.run("only")
     mine, place, params, made = stored(project)["default"]["components"]
 
-    assert ran.code == 0 and mine["text"] == "mine" and place["rows"] == [["Task", "demo/1/only/0"], ["Attempt", 0], ["Tags", "nightly"]]
+    assert ran.code == 0 and mine["text"] == "mine" and place["rows"] == [["Task", "demo/1/only/0"], ["Attempt", 1], ["Tags", "nightly"]]
     assert params["rows"] == [["epochs", "int", None, 50]] and params["id"] == "flowbook:parameters"
     assert [row[:2] for row in made["rows"]] == [["name", "str"], ["xs", "list"]] and made["rows"][1][3] == "[1, 2]"
 
@@ -1177,8 +1178,10 @@ def test_outside_a_task_the_card_takes_everything_and_does_nothing() -> None:
     card["a"] = [Markdown("x")]
     card.components["x"].update(1)
     card.refresh()
+    card.run.append("x")
+    card.run.metric("loss", 1)
 
-    assert list(card.progress([1, 2])) == [1, 2]
+    assert list(card.progress([1, 2])) == list(card["a"].progress([1, 2])) == list(card.run.progress([1, 2])) == [1, 2]
 
 
 def test_values_that_only_look_like_numbers_are_no_numbers() -> None:
@@ -1205,6 +1208,112 @@ def test_the_card_of_a_killed_attempt_is_ended_by_its_reader() -> None:
     assert [part.get("title") for part in killed["components"]] == [None, "oom: more than 2 GB"] and killed["state"] == "failed"
     assert wire.checked(killed) == killed and wire.ended(killed, None) == killed and running["state"] == "running"
     assert wire.ended(running, None)["components"][1]["title"] == "Stopped: the attempt ended"
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("launched", None),
+        ("running", None),
+        ("succeeded", None),  # its last card could not be kept
+        ("failed", "timeout: more than 2 s"),
+        ("backoff", "timeout: more than 2 s"),
+        ("ready", "Lost: the attempt was lost, and the task is started again"),
+        ("stopped", "Stopped: the task was stopped"),
+    ],
+)
+def test_a_card_says_that_it_is_running_only_while_its_attempt_may_be(state: str, told: str | None) -> None:
+    running = read(packed(Markdown("so far")))
+    shown = wire.settled(running, state, {"reason": "timeout", "message": "more than 2 s"})
+
+    assert shown["state"] == {"launched": "running", "running": "running", "succeeded": "succeeded"}.get(state, "failed")
+    assert [part["title"] for part in shown["components"][1:]] == ([told] if told else [])
+    assert wire.settled({**running, "state": "succeeded"}, "stopped", None)["components"] == running["components"]
+    gone = wire.settled(running, state, {"reason": "timeout", "message": "more than 2 s"}, lost=True)
+    assert gone["state"] != "running" and ("its engine is gone" in str(gone)) == (state in ("launched", "running"))
+
+
+# ---- the card of the run -----------------------------------------------------------------------------------------------
+
+
+def part_of(stage: Stage) -> Json:
+    card = stage.cards.run
+    return read(live.packed(card, live.State(1, card.entries()), "succeeded"))
+
+
+def test_tasks_put_things_on_the_card_of_their_run_and_lines_of_one_name_share_a_chart(tmp_path: Path) -> None:
+    stages = [Stage(tmp_path / str(i)) for i in range(3)]
+    for i, stage in enumerate(stages):
+        stage.cards.run.append(f"# task {i}")
+        stage.cards.run.metric("loss", 1 / (i + 1))
+        stage.cards.run.metric(train=i, test=-i, chart="scores")
+    stages[0].cards.run.metric("alone", 7)
+    stages[0].cards.append("its own")
+    found = whole.card([(f"train[{i}]", part_of(stage)) for i, stage in enumerate(stages)], "demo", "7", "succeeded")
+
+    assert found == wire.checked(found) and (found["id"], found["state"], found["place"]["run"]) == ("run", "succeeded", "7")
+    kinds = [part["type"] for part in found["components"]]
+    assert kinds == ["markdown", "lines", "lines", "lines", "markdown", "markdown"]
+    loss, scores, alone = found["components"][1:4]
+    assert [line["name"] for line in loss["series"]] == ["train[0]", "train[1]", "train[2]"]
+    assert [line["y"][-1] for line in loss["series"]] == [1, 0.5, 1 / 3]
+    assert [line["name"] for line in scores["series"]][:3] == ["train[0] train", "train[0] test", "train[1] train"]
+    assert [line["name"] for line in alone["series"]] == ["alone"]
+    assert len({part["id"] for part in found["components"]}) == 6
+    assert "its own" not in str(found) and whole.card([], "demo", "7", "succeeded") is None
+    assert "train[1]" in drawing.page([found]) and "run 7" in drawing.page([found])
+
+
+def test_the_card_of_a_run_stays_bounded_and_has_the_state_of_its_run(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.cards.run.metric("loss", 1)
+    stage.cards.run.extend(["x"] * 3)
+    part = part_of(stage)
+    found = whole.card(((f"train[{i}]", part) for i in range(1_000)), "demo", "7", "running")
+
+    assert len(found["components"]) == 500 and found["left_out"] == 3 * whole.PARTS + 1 - 500
+    assert len(found["components"][0]["series"]) == 50 and "first 50 lines" in found["components"][0]["left_out"]
+    assert wire.checked(found) == found
+    assert [whole.card([("a", part)], "demo", "7", state)["state"] for state in ("failed", "stopped", "running")] == [
+        "failed",
+        "failed",
+        "running",
+    ]
+
+
+def test_parts_that_anybody_may_have_written_make_a_card_that_can_be_read() -> None:
+    odd = wire.checked(
+        {
+            "v": 1,
+            "id": wire.OF_RUN,
+            "components": [{"type": "lines"}, {"type": "lines", "id": "a", "series": [{"name": "x" * 500, "x": [1], "y": [1]}]}, 7],
+        }
+    )
+    other = wire.checked({"v": 1, "id": wire.OF_RUN, "components": [{"type": "markdown", "id": "a", "text": "no chart"}]})
+    found = whole.card([("a", odd), ("b", odd), ("c", other), ("d", read(b"junk"))], "demo", "7", "succeeded")
+
+    assert wire.checked(found) == found and "this card cannot be read" in str(found) and "no chart" in str(found)
+    assert_harmless(drawing.page([found]))
+
+
+def test_the_run_card_of_a_task_is_kept_beside_its_own_and_under_no_name_of_a_users(project: Project) -> None:
+    ran = project.body("card['run'].append('mine')\ncard.run.append('of all')\ncard.run.refresh()\ncard.append('own')", saves=())
+    cards = stored(project)
+
+    assert ran.code == 0 and set(cards) == {"run", ".run", "blank"}
+    assert [part["text"] for part in cards[".run"]["components"]] == ["of all"] and cards[".run"]["state"] == "succeeded"
+    assert any(frame["id"] == ".run" for frame in ran.frames if frame["f"] == "card")
+    assert layout.card_name(".run") != wire.OF_RUN
+    where = (FLOW, RUN, "only", (), 0)
+    assert [key[-9:] for key in whole.keys(project.store, where, True)] == [".run.json"] and len(whole.keys(project.store, where)) == 2
+    assert whole.keys(project.store, (FLOW, RUN, "only", (), 1), True) == []
+
+
+def test_the_card_of_the_run_leaves_the_default_card_what_it_is(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.cards.run.append("x")
+    stage.cards.append("y")
+
+    assert len(stage.cards) == 1 and len(stage.cards.run) == 1 and len(stage.cards.get()) == 1 and capsys.readouterr().err == ""
 
 
 def test_the_engine_passes_cards_on_to_who_watches(tmp_path: Path) -> None:

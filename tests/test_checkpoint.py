@@ -99,7 +99,7 @@ weights, n, table, seen, last, same = model.weights, opt.n, list(table), sorted(
         value(project, ran, "n") == 6 and value(project, ran, "table") == [15.0] * 3 and value(project, ran, "seen") == [0, 1, 2, 3, 4, 5]
     )
     assert value(project, ran, "last") == [4, 5] and value(project, ran, "same") is True and len(value(project, ran, "weights")) == 7
-    assert "goes on after item 4 (checkpoint 4 of attempt 0)" in ran.output and "after its last item" in again.output
+    assert "goes on after item 4 (checkpoint 4 of attempt 1)" in ran.output and "after its last item" in again.output
 
 
 def test_the_random_numbers_go_on_as_well(project: Project) -> None:

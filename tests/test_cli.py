@@ -357,7 +357,7 @@ def test_of_many_failures_a_few_are_told_and_all_are_counted() -> None:
         stage.train(i, events.failed, error={"type": "ValueError", "message": f"bad {i}\nmore", "item": str(i)})
 
     failures = [line for line in stage.lines if "ValueError" in line]
-    assert len(failures) == MOST_FAILURES and failures[0] == "train[0] (item 0) failed in attempt 0: ValueError: bad 0"
+    assert len(failures) == MOST_FAILURES and failures[0] == "train[0] (item 0) failed in attempt 1: ValueError: bad 0"
     assert stage.lines[-1].startswith("train ended: 0 of 100 tasks, 100 failed")
     assert "(more failures of this step are only counted)" in stage.lines
 
@@ -578,8 +578,8 @@ def test_with_retry_adds_it_to_the_steps(shell: Shell) -> None:
     found = shell("train.py", "--with", "retry:times=1,minutes_between_retries=0", "run", "--fail_at", "0")
 
     assert found.returncode == FAILED
-    assert "train[0] (item 0.1) failed in attempt 0 and is tried again: ValueError: bad 0.1" in found.stdout
-    assert "failed in attempt 1: ValueError" in found.stdout
+    assert "train[0] (item 0.1) failed in attempt 1 and is tried again: ValueError: bad 0.1" in found.stdout
+    assert "failed in attempt 2: ValueError" in found.stdout
 
 
 def test_findings_of_the_check_are_told_all_at_once(shell: Shell) -> None:
@@ -981,17 +981,20 @@ def test_logs_end_with_why_a_task_failed_and_name_the_attempts_that_failed_befor
     assert codes == [FAILED, FAILED, SUCCEEDED]
 
     raised = shell("fails.py", "logs", "1/start").stdout.splitlines()
-    assert raised[0] == "[1/start/0] (attempt 0 failed: ValueError: bad 0; --attempt 0 shows it)"
+    assert raised[0] == "[1/start/0] (attempt 1 failed: ValueError: bad 0; --attempt 1 shows it)"
     assert raised[-1] == "[1/start/0] ValueError: bad 1" and any('raise ValueError(f"bad' in line for line in raised)
-    assert shell("fails.py", "logs", "1/start/0", "--attempt", "0").stdout.splitlines()[-1] == "ValueError: bad 0"
+    assert shell("fails.py", "logs", "1/start/0", "--attempt", "1").stdout.splitlines()[-1] == "ValueError: bad 0"
     killed = shell("fails.py", "logs", "2/start/0").stdout.splitlines()[-1]
-    assert killed.startswith("attempt 1 failed: the process of start was killed by SIGKILL") and "@resources(memory=…)" in killed
+    assert killed.startswith("attempt 2 failed: the process of start was killed by SIGKILL") and "@resources(memory=…)" in killed
     assert shell("fails.py", "logs", "3/start/0").stdout.splitlines() == [
-        "(attempt 0 failed: ValueError: bad 0; --attempt 0 shows it)",
+        "(attempt 1 failed: ValueError: bad 0; --attempt 1 shows it)",
         "well",
     ]
     assert shell("fails.py", "logs", "1/end").stderr == "1/end did not run\n"
     assert "attempt 7 of 1/start/0 printed nothing" in shell("fails.py", "logs", "1/start/0", "--attempt", "7").stderr
+    for word in ("0", "-1", "last"):
+        wrong = shell("fails.py", "logs", "1/start/0", "--attempt", word)
+        assert wrong.returncode == WRONG and "number of an attempt (1 or more)" in wrong.stderr, word
 
 
 def test_dump_of_a_failed_run_marks_what_failed_and_shows_nothing_of_what_did_not_run(done: Shell) -> None:
@@ -1174,6 +1177,114 @@ def test_cards_are_listed_and_written_as_pages_and_metaflow_means_flowbook(shell
     assert Path(shell.flowbook("card", "view", "CardFlow/1").stdout.strip()).read_text().startswith("<!DOCTYPE html>")
     wrong = shell.flowbook("card", "get", "CardFlow/1", "--id", "mien")
     assert wrong.returncode == WRONG and "Did you mean 'mine'?" in wrong.stderr
+
+
+PROGRESS = """
+import os
+from flowbook import FlowSpec, Parameter, card, current, retry, step, timeout
+
+class TellFlow(FlowSpec):
+    how = Parameter("how", default="well")
+
+    @card(type="blank")
+    @step
+    def start(self):
+        current.card.run.append("# What came *out*")
+        self.xs = [1, 2]
+        self.next(self.train, foreach="xs")
+
+    @retry(times=0 if os.environ.get("SHORT") else 1, minutes_between_retries=0)
+    @timeout(seconds=15 if os.environ.get("SHORT") else 600)
+    @card(type="blank", id="loss", refresh_interval=0.01)
+    @step
+    def train(self):
+        current.card.run.metric("score", self.input)
+        current.card.append(f"attempt {current.retry_count} of {self.input}")
+        current.card.refresh(force=True)
+        while self.how != "well" and not os.path.exists(f"{os.environ['KEPT']}/train/{self.index}/{current.retry_count}/card-loss.json"):
+            pass
+        if self.how == "kill":
+            os.kill(os.getpid(), 9)
+        while self.how == "hang":
+            pass
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+TellFlow()
+"""
+
+
+def test_a_card_is_one_file_without_another_word_and_that_of_the_run_stands_in_front(shell: Shell) -> None:
+    shell.write("tell.py", PROGRESS)
+    assert shell("tell.py", "run").returncode == SUCCEEDED
+
+    whole = shell("tell.py", "card", "1")
+    assert whole.returncode == SUCCEEDED and whole.stdout.startswith("<!DOCTYPE html>") and whole.stdout.endswith("</html>\n")
+    assert whole.stdout.index("<em>out</em>") < whole.stdout.index("attempt 0 of 1") < whole.stdout.index("attempt 0 of 2")
+    assert "train[1]" in whole.stdout.partition("attempt 0 of 1")[0], "the chart of the run has the lines of all tasks"
+    one = shell.flowbook("card", "TellFlow/1/train[1]").stdout
+    assert "attempt 0 of 2" in one and "attempt 0 of 1" not in one and "<em>out</em>" not in one
+    assert shell("tell.py", "card", "--id", "run", "1").stdout.count('class="fbc-head"') == 1
+    assert shell("tell.py", "card", "list", "1").stdout.split() == [
+        "1",
+        "run",
+        "1/start/0",
+        "blank",
+        "1/train/0",
+        "loss",
+        "1/train/1",
+        "loss",
+    ]
+    assert shell("tell.py", "card", "train", "out.html").stdout == "out.html\n"
+    for page in (whole.stdout, (shell.folder / "out.html").read_text()):
+        assert "<script" not in page and "https://" not in page and "default-src 'none'" in page
+    for words, why in (
+        (["card"], "required"),
+        (["card", "1/trian"], "Did you mean 'train'?"),
+        (["card", "veiw", "1/train"], "there is no run 'veiw'"),
+        (["card", "1/end"], "no card"),
+        (["card", "1/train/7"], "has no task '7'"),
+        (["card", "1/train", "--id", "los"], "Did you mean 'loss'?"),
+        (["card", "1/train", "no/such/folder.html"], "it cannot be written: No such file"),
+        (["report", "1/train"], "is not RUN"),
+        (["report", "9"], "there is no run '9'"),
+        (["report", "-o", "no/such/folder.html"], "it cannot be written: No such file"),
+        (["report", "--out"], "there is no option --out"),
+    ):
+        wrong = shell("tell.py", *words)
+        assert wrong.returncode == WRONG and why in wrong.stderr and wrong.stdout == "", (words, wrong.stderr)
+    assert not (shell.folder / "1").exists()
+
+
+def test_a_whole_run_is_written_as_one_file(shell: Shell) -> None:
+    shell.write("tell.py", PROGRESS)
+    assert shell("tell.py", "run").returncode == SUCCEEDED
+
+    assert shell("tell.py", "report").stdout == "TellFlow-1.html\n"
+    assert shell.flowbook("report", "TellFlow/1", "-o", "all.html").stdout == "all.html\n"
+    printed = shell("tell.py", "report", "latest", "-o", "-").stdout
+    pages = [(shell.folder / name).read_text() for name in ("TellFlow-1.html", "all.html")]
+    assert pages == [printed, printed] and printed.startswith("<!DOCTYPE html>")
+    assert "Card of the run" in printed and "<em>out</em>" in printed and "attempt 0 of 2" in printed and "<script" not in printed
+
+
+@pytest.mark.parametrize(("how", "short", "told"), [("kill", "", "was killed by SIGKILL"), ("hang", "1", "timeout: ")])
+def test_the_last_card_of_an_attempt_that_was_ended_from_outside_has_its_error_added(shell: Shell, how: str, short: str, told: str) -> None:
+    shell.write("tell.py", PROGRESS)
+    kept = str(shell.folder / "store" / "default" / "flows" / "TellFlow" / "1")
+    assert shell("tell.py", "run", "--how", how, KEPT=kept, SHORT=short).returncode == FAILED
+
+    for page in (shell("tell.py", "card", "1/train").stdout, shell("tell.py", "report", "-o", "-").stdout.partition("<h2>Cards</h2>")[2]):
+        last = "card loss · failed" if short else "attempt 2 · card loss · failed"
+        assert f"attempt {0 if short else 1} of 1" in page and last in page
+        assert told in page and "running" not in page.partition("</head>")[2]
 
 
 def test_a_notebook_that_is_not_there_is_not_exported(shell: Shell) -> None:

@@ -6,11 +6,13 @@ import json
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from flowbook.cards import wire
 from flowbook.engine import events
 from flowbook.engine.events import Event, Task
 from flowbook.kernel import panel_data
@@ -490,3 +492,66 @@ def test_asking_costs_what_is_shown_not_what_there_is() -> None:
         return min(took)
 
     assert cost(large) < 3 * cost(small) + 0.002
+
+
+# ---- the card of the run --------------------------------------------------------------------------------------------------------
+
+
+def run_card(data: PanelData) -> Any:
+    return data.shown(NOW + 100).cards.get(panel_data.RUN_CARD)
+
+
+def test_what_tasks_put_on_the_card_of_the_run_is_one_card_of_the_panel() -> None:
+    data = panel(*(events.launched(work(i), NOW + 2) for i in range(3)))
+    assert run_card(data) is None
+    for i in range(2):
+        data.heard(frame(i, 1, {**lines(loss=0.5 + i), "id": "metric:loss", "title": "loss"}, name=".run"))
+
+    found = run_card(data)
+    assert [line["name"] for line in found["components"][0]["series"]] == ["work[0]", "work[1]"] and found["state"] == "running"
+    assert run_card(data) is found, "nothing changed: it is not sent again"
+    assert data.shown(NOW + 100).details["work[0]"]["cards"] == [], "it is no card of the task"
+    assert table(data)[1]["loss"] == 1.5
+    data.heard(frame(0, 2, {"type": "markdown", "id": "#0", "text": "new"}, name=".run"))
+    assert [part["type"] for part in run_card(data)["components"]] == ["markdown", "lines"]
+
+
+def test_a_new_attempt_takes_back_what_the_last_one_put_on_the_card_of_the_run() -> None:
+    data = panel(*failed(0), retry=Retry(1))
+    data.heard(frame(0, 1, {"type": "markdown", "text": "first"}, name=".run"))
+    assert run_card(data)["state"] == "running" and len(run_card(data)["components"]) == 1
+    view = data._view
+    view.apply(events.launched(work(0), NOW + 5, 1))
+
+    assert run_card(data) is None
+
+
+def test_parts_of_the_run_card_that_were_not_heard_are_asked_for_where_the_code_speaks_of_it() -> None:
+    silent = panel(*ran(0))
+    assert silent.wanted_parts() == []
+    spec = replace(silent._run.spec, sources={"<w>": {"label": "Cell In[2]", "source": "card.run.append('x')"}})
+    spec = replace(spec, steps=tuple(replace(each, filename="<w>" if each.name == "work" else f"<{each.name}>") for each in spec.steps))
+    data = PanelData(Run(spec, silent._view), "token")
+    assert data.wanted_parts() == [work(0)]
+    part = wire.checked({"v": 1, "id": ".run", "state": "running", "components": [{"type": "markdown", "text": "x"}]})
+    data.put({work(0): part})
+
+    assert data.wanted_parts() == [] and run_card(data)["components"][0]["text"] == "x" and run_card(data)["state"] == "running"
+    silent._view.ended = "stopped"
+    assert run_card(data)["state"] == "failed"
+    data.put({work(1): None})
+    assert len(run_card(data)["components"]) == 1
+    others = replace(spec, sources={"<f>": {"source": "def tell():\n    card.run.append('x')"}})
+    assert PanelData(Run(others, silent._view), "token").wanted_parts() == [Task("start"), work(0)], "any step may call it"
+
+
+def test_the_card_of_an_attempt_that_waits_to_be_tried_again_does_not_say_that_it_runs() -> None:
+    data = panel(*failed(0), retry=Retry(1))
+    data.heard(frame(0, 1, {"type": "markdown", "text": "so far"}))
+    card = data.shown(NOW + 100).cards[card_key(work(0), "main")]
+
+    assert card["state"] == "failed" and card["components"][-1]["title"] == "ValueError: no"
+    fresh = panel(events.launched(work(0), NOW + 2))
+    fresh.heard(frame(0, 1, {"type": "markdown", "text": "so far"}))
+    fresh._view.ended = "lost"
+    assert fresh.shown(NOW + 100).cards[card_key(work(0), "main")]["state"] == "failed"

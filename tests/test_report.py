@@ -16,6 +16,7 @@ from flowbook.errors import StoreError, StoreMissing
 from flowbook.spec import flow as flows
 from flowbook.spec.flow import Foreach, Options, Spec, Step
 from flowbook.store import layout
+from flowbook.store.files import FilesStore
 from flowbook.store.memory import MemoryStore
 from tests.kernel.conftest import Notebook, book  # noqa: F401 (a fixture)
 from tests.test_cards import Seen, assert_harmless
@@ -174,6 +175,44 @@ def test_a_card_for_a_notebook_brings_its_style_and_stays_small() -> None:
     assert [rule for rule in rules if rule.strip() and not rule.strip().startswith(".fbc")] == []
 
 
+def test_the_card_of_the_run_stands_first_in_its_report() -> None:
+    history = History()
+    start, train = Task("start"), [Task("train", (i,)) for i in range(3)]
+    history.told += [events.launched(start, 10.0), events.succeeded(start, 11.0, plans={"train": {"count": 3}})]
+    for i, task in enumerate(train):
+        history.told.append(events.launched(task, 11.0))
+        history.card("train", f"*part* {i}", (i,), id=wire.OF_RUN)
+    history.told += [events.succeeded(task, 12.0) for task in train[:2]]
+    text = words(history.page())
+
+    assert text.index("Card of the run") < text.index("part 0") < text.index("part 1") < text.index("part 2") < text.index("Graph")
+    assert "Cards" not in text.partition("Graph")[2] and "run 7 of demo" in text.partition("Card of the run")[2]
+
+
+def test_the_card_of_an_attempt_that_was_killed_or_lost_never_says_that_it_runs() -> None:
+    error = {"reason": "oom", "message": "more than 2 GB"}
+    start = Task("start")
+    ends = {
+        "oom: more than 2 GB": [events.failed(start, 12.0, error=error)],
+        "Lost: the attempt was lost": [events.lost(start, 12.0, 0, "its engine died")],
+        "Stopped: the task was stopped": [events.stopped(start, 12.0)],
+    }
+    for told, end in ends.items():
+        history = History()
+        history.told += [events.launched(start, 10.0), *end]
+        history.card("start", "so far", state="running")
+        page = words(history.page())
+
+        assert "so far" in page and told in page and "running" not in page.partition("Cards")[2], told
+
+    history = History()
+    history.told.append(events.launched(start, 10.0))
+    history.card("start", "so far", state="running")
+    assert "running" in words(history.page()).partition("Cards")[2]
+    gone = words(report(history.store, "demo", "7", lost=True)).partition("Cards")[2]
+    assert "running" not in gone and "its engine is gone" in gone
+
+
 # ---- in a real kernel ----------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +241,11 @@ def test_cards_and_the_report_of_a_run_in_a_notebook(book: Notebook) -> None:  #
         ("train/7", "no task train[7]"),
         ("train --id x", "no card 'x'"),
         ("9/train", "no run 9"),
-        ("a/b/c/d", "is no step or task"),
-        ("", "required"),
+        ("a/b/c/d", "is no run, step or task"),
+        ("", "no task of run 1 put anything on the run's card"),
+        ("1", "no task of run 1 put anything on the run's card"),
+        ("7", "no run 7"),
+        ("1 --id x", "a run has one"),
     ):
         assert why in book.fails(f"%flow card {line}"), line
     assert "the cards of a step" in book.ok("%flow card?").text
@@ -217,3 +259,16 @@ def test_cards_and_the_report_of_a_run_in_a_notebook(book: Notebook) -> None:  #
     assert "cannot be written" in book.fails("%flow report -o no/such/folder.html")
     matches = book.client.complete("%flow card st", reply=True, timeout=30)["content"]["matches"]
     assert any("start" in match for match in matches)
+
+
+def test_the_card_of_a_run_is_in_the_notebook_with_the_lines_of_all_tasks(book: Notebook) -> None:  # noqa: F811
+    book.ok("%%flowstep start\nxs = [1, 2]\ncard.run.append('# What came out')")
+    book.ok("%%flowstep train --foreach 'x in xs'\nfor i in range(3):\n    card.run.metric('loss', x / (i + 1))\ny = x")
+    book.ok("%flow run --wait")
+
+    for line in ("", "1"):
+        shown = next(iter(book.ok(f"%flow card {line}").displays.values()))
+        assert all(text in shown["text/html"] for text in ("What came out", "train[0]", "train[1]", "run 1")), line
+        assert "card of run 1: succeeded" in shown["text/plain"] and "lines: loss" in shown["text/plain"]
+    assert "no card of train" in book.fails("%flow card train"), "a step has no card because it put something on the run's"
+    assert "What came out" in report(FilesStore(book.folder / "store" / "default"), "book", "1")

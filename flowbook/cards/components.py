@@ -587,7 +587,7 @@ class Artifact(Component):
     def update(self, artifact: object) -> None:
         with self._taking():
             found = preview.brief(artifact)
-            self._set(of=preview.type_name(artifact)[:TITLE], text=plain.text(found["repr"], TEXT), html=preview.html(artifact))
+            self._set(of=preview.type_name(artifact)[:TITLE], text=plain.text(found.get("repr", ""), TEXT), html=preview.html(artifact))
 
 
 class _Viewer(Component):

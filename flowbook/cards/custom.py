@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Protocol
 
 from flowbook.cards import convert, frames
 from flowbook.cards.components import HTML, Component, Error, Table
+from flowbook.store import preview
 
 Json = Any
 
@@ -93,7 +94,7 @@ class DefaultCard(Card):
     type = "default"
 
     def render(self, task: TaskView) -> object:
-        place = [["Task", task.pathspec], ["Attempt", task.attempt]]
+        place = [["Task", task.pathspec], ["Attempt", task.attempt + 1]]
         place += [["Tags", ", ".join(task.tags)]] if task.tags else []
         shown: list[Component] = [*task.shown, _named(Table(place), "flowbook:task")]
         for label, entries in (("Parameter", task.parameters), ("Artifact", task.artifacts)):
@@ -128,11 +129,12 @@ def _named(component: Component, name: str) -> Component:
 
 def _row(name: str, entry: Mapping[str, Json]) -> list[object]:
     """One line of a table of artifacts, from the entry alone: nothing is loaded."""
+    entry = preview.shown(entry)
     kind, shape = entry.get("type"), entry.get("shape")
     if entry.get("kind") == "module":
         return [name, "module", None, entry.get("module")]
-    if entry.get("kind") == "json":
-        value = entry.get("json")
+    if "json" in entry:
+        value = entry["json"]
         return [name, kind or type(value).__name__, None, value if isinstance(value, (int, float, str)) else str(value)]
     described = f"{kind or '?'} {' × '.join(map(str, shape))}" if shape else kind
     return [name, described, _size(entry.get("size")), entry.get("repr")]

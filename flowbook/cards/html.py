@@ -114,7 +114,7 @@ def _head(card: Part) -> str:
     index = f"[{','.join(map(str, place['index']))}]" if place.get("index") else ""
     name = f"{place.get('step', '')}{index}" or card["id"]
     run = f"run {place['run']} of {place['flow']}" if place.get("run") and place.get("flow") else ""
-    attempt = f"attempt {place['attempt']}" if place.get("attempt") else ""  # counted from 0, as `logs --attempt` and `current.attempt`
+    attempt = f"attempt {place['attempt'] + 1}" if place.get("attempt") else ""  # people count from 1
     shown = "" if card["id"] == card["type"] else f"card {card['id']}"
     about = " · ".join(escape(text) for text in (run, attempt, shown, card["state"], _clock(card.get("at"))) if text)
     return f'<div class="fbc-head"><b><bdi>{escape(name)}</bdi></b><span>{about}</span></div>'

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from flowbook.cards import html, wire
+from flowbook.cards import html, whole, wire
 from flowbook.errors import StoreError
 from flowbook.spec import flow as flows
 from flowbook.spec import graph
 from flowbook.spec.flow import Spec, Step, task_name
-from flowbook.store import layout
+from flowbook.store import layout, preview
 from flowbook.store.base import Store
 
 Json = Any
@@ -31,6 +31,7 @@ TRACEBACK = 20_000  # characters of one
 MOST_CHARS = 20_000_000  # of all cards as HTML
 OPEN = 10  # cards that are unfolded
 _STATE = {"launched": "running", "lost": "running", "reused": "succeeded"}
+_LAST = {"lost": "ready", "reused": "succeeded"}
 
 STYLE = """<style>
 body{margin:24px auto;max-width:960px;padding:0 16px;color-scheme:light dark;background:Canvas;color:CanvasText;font:14px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;overflow-wrap:anywhere}
@@ -55,6 +56,9 @@ class Task:
     ended: float | None = None
     error: Json = None
     cached: bool = False
+    last: str = (
+        "launched"  # how its last attempt stands, as engine/state.py has it: launched, succeeded, failed, stopped, or ready if it was lost
+    )
 
     @property
     def name(self) -> str:
@@ -73,14 +77,14 @@ class Story:
         return [task for task in self.tasks if task.step == step]
 
 
-def report(store: Store, flow: str, run: str) -> str:
-    """The page of a run. Raises StoreMissing if there is none of that name, StoreError if its spec or its log is damaged."""
+def report(store: Store, flow: str, run: str, *, lost: bool = False) -> str:
+    """The page of a run; `lost`: nothing drives it any more, as far as the caller knows. Raises StoreMissing if there is none of that name, StoreError if its spec or its log is damaged."""
     key = layout.spec(flow, run)
     try:
         spec: Spec = flows.from_json(Spec, json.loads(store.get(key)))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise StoreError(f"{key} is damaged: it does not hold the spec of a run.") from None
-    return page(spec, read_story(store, spec), store)
+    return page(spec, read_story(store, spec), store, lost=lost)
 
 
 def read_story(store: Store, spec: Spec) -> Story:
@@ -116,7 +120,7 @@ def _number(value: Json) -> float | None:
 
 def _tell(task: Task, event: dict[str, Json], run: str) -> None:
     kind, at = str(event["e"]), _number(event.get("at"))
-    task.state = _STATE.get(kind, kind)
+    task.state, task.last = _STATE.get(kind, kind), _LAST.get(kind, kind)
     attempt = event.get("attempt") or 0
     if kind == "launched":
         task.began, task.ended, task.error = at if task.began is None else task.began, None, None
@@ -131,13 +135,17 @@ def _tell(task: Task, event: dict[str, Json], run: str) -> None:
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
-def page(spec: Spec, story: Story, store: Store) -> str:
+def page(spec: Spec, story: Story, store: Store, *, lost: bool = False) -> str:
     """The page of what `read_story` found; `store` is read for the cards."""
-    parts = [_head(spec, story), _section("Graph", f'<div class="wide graph">{graph.graph_svg(spec.steps, _states(spec, story))}</div>')]
+    parts = [
+        _head(spec, story),
+        _section("Card of the run", _run_card(spec, story, store, lost)),
+        _section("Graph", f'<div class="wide graph">{graph.graph_svg(spec.steps, _states(spec, story))}</div>'),
+    ]
     parts.append(_section("Parameters", _parameters(spec)))
     parts.append(_section("Steps", _steps(spec, story)))
     parts.append(_section("Errors", _errors(story)))
-    parts.append(_section("Cards", _cards(spec, story, store)))
+    parts.append(_section("Cards", _cards(spec, story, store, lost)))
     title = escape(f"{spec.flow} · run {spec.run}")
     body = "".join(parts).encode("utf-8", "replace").decode()
     return (
@@ -203,6 +211,7 @@ def _parameters(spec: Spec) -> str:
 def _value(entry: Json) -> str:
     if not isinstance(entry, dict):
         return ""
+    entry = preview.shown(entry)
     shown = json.dumps(entry["json"], ensure_ascii=False) if "json" in entry else str(entry.get("repr", ""))
     return shown if len(shown) <= 500 else f"{shown[:500]}…"
 
@@ -240,7 +249,7 @@ def _error(task: Task) -> str:
     error = task.error if isinstance(task.error, dict) else {}
     said = {name: str(error[name]) for name in ("type", "reason", "message", "item", "traceback", "output_tail") if error.get(name)}
     what = ": ".join(filter(None, [said.get("type") or said.get("reason"), said.get("message")])) or "failed"
-    item = f" (item {said['item'][:200]})" if "item" in said else ""
+    item = f" (item {said['item'][:200]})" if "item" in said and preview.mode() == preview.FULL else ""
     text = html.ESCAPES.sub("", said.get("traceback", "")[-TRACEBACK:])
     output = (
         f"<details><summary>its last output</summary><pre>{escape(html.ESCAPES.sub('', said['output_tail']))}</pre></details>"
@@ -255,13 +264,13 @@ def _error(task: Task) -> str:
 # ---- cards -----------------------------------------------------------------------------------------------------------
 
 
-def _cards(spec: Spec, story: Story, store: Store) -> str:
+def _cards(spec: Spec, story: Story, store: Store, lost: bool) -> str:
     blocks: list[str] = []
     left_out, room = 0, MOST_CHARS
     for step in spec.steps:
         tasks = sorted(story.of(step.name), key=lambda task: (task.state != "failed", task.index))
         for task in tasks[:TASKS_OF_A_STEP]:
-            for card in cards_of(store, spec.flow, task):
+            for card in cards_of(store, spec.flow, task, lost):
                 drawn = html.fragment(card)
                 if len(drawn) > room:
                     left_out += 1
@@ -276,9 +285,18 @@ def _cards(spec: Spec, story: Story, store: Store) -> str:
     return "".join(blocks)
 
 
-def cards_of(store: Store, flow: str, task: Task) -> Iterator[Json]:
-    """The cards of a task's last attempt, as they last were; of one that was killed with its error."""
+def _run_card(spec: Spec, story: Story, store: Store, lost: bool) -> str:
+    """What the tasks put on the card of the run."""
+    order = {step.name: i for i, step in enumerate(spec.steps)}
+    tasks = sorted(story.tasks, key=lambda task: (order.get(task.step, 0), task.index))
+    parts = ((task.name, card) for task in tasks for card in cards_of(store, spec.flow, task, lost, of_run=True))
+    found = whole.card(parts, spec.flow, spec.run, story.state or ("failed" if lost else "running"))
+    return html.fragment(found) if found is not None else ""
+
+
+def cards_of(store: Store, flow: str, task: Task, lost: bool = False, *, of_run: bool = False) -> Iterator[Json]:
+    """The cards of a task's last attempt, as they last were; of one that was killed with its error. `of_run`: its part of the run's."""
     run, index, attempt = task.where
-    for key in sorted(store.list(layout.card_prefix(flow, run, task.step, index, attempt))):
+    for key in whole.keys(store, (flow, run, task.step, index, attempt), of_run):
         card = wire.read(store.get(key))
-        yield wire.ended(card, task.error) if task.state in ("failed", "stopped") else card
+        yield card if of_run else wire.settled(card, task.last, task.error, lost=lost)

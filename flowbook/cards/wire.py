@@ -19,6 +19,7 @@ from typing import Any
 from flowbook.cards import components as parts
 from flowbook.cards import plain
 from flowbook.cards.components import Frozen, error_fields
+from flowbook.store import preview
 
 Json = Any
 Check = Callable[[Json, int], Json]  # a value and how deep components are nested → the value made safe, None to leave it out
@@ -29,6 +30,7 @@ CARD_BYTES = 6_000_000
 READ_BYTES = 8_000_000  # of a card as it arrives
 ID = re.compile(r"[^\x00-\x1f\x7f]{1,200}\Z")
 STATES = ("running", "succeeded", "failed")
+OF_RUN = ".run"  # name of what a task puts on the card of its run (whole.py); no card of a user's can have it, see layout.card_name
 
 
 def write(head: Mapping[str, Json], entries: Iterable[tuple[str, Frozen]]) -> bytes:
@@ -78,6 +80,26 @@ def ended(card: Mapping[str, Json], error: Mapping[str, Json] | None) -> dict[st
     return {**card, "state": "failed", "components": [*card["components"], shown]}
 
 
+# What is said of an attempt of which the log has no ERROR, by the state of its task.
+_ENDS = {
+    "stopped": {"type": "Stopped", "message": "the task was stopped"},
+    "ready": {"type": "Lost", "message": "the attempt was lost, and the task is started again"},
+    "lost": {"type": "Lost", "message": "the run is open, and nothing drives it: its engine is gone"},
+}
+
+
+def settled(card: Mapping[str, Json], state: str, error: Mapping[str, Json] | None, *, lost: bool = False) -> dict[str, Json]:
+    """A card as it may be shown when its task is in that state (engine/state.py), with that error of its last failure; `lost`: nothing
+    drives the run any more. A card says that it is running only as long as its attempt may be."""
+    if lost and state in ("launched", "running"):
+        state = "lost"
+    if card.get("state") != "running" or state in ("launched", "running"):
+        return dict(card)
+    if state == "succeeded":
+        return {**card, "state": "succeeded"}
+    return ended(card, _ENDS.get(state, error))
+
+
 def checked(card: Json) -> dict[str, Json]:
     """A card of JSON types made safe; newly made, so that what is given stays as it is."""
     if not isinstance(card, dict):
@@ -97,10 +119,33 @@ def checked(card: Json) -> dict[str, Json]:
         "n": _count(card.get("n"), 0) or 0,
         "at": _number(card.get("at"), 0),
         "place": _place(card.get("place")),
-        "components": [_component(part, 0, f"#{i}") for i, part in enumerate(shown[:COMPONENTS])],
+        "components": [_as_allowed(_component(part, 0, f"#{i}")) for i, part in enumerate(shown[:COMPONENTS])],
         "left_out": left_out or None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+LISTS = {"flowbook:parameters", "flowbook:artifacts"}  # ids of the default card's tables: name, type and shape, size, value
+
+
+def _as_allowed(part: dict[str, Json]) -> dict[str, Json]:
+    """Without the values of artifacts that the default card of an older run has, where the setting `previews` forbids them."""
+    mode = preview.mode()
+    if mode == preview.FULL:
+        return part
+    if part.get("id") in LISTS and part["type"] == "table":
+        return {
+            **part,
+            "rows": [[*(_kind_only(cell) if mode == preview.OFF else cell for cell in row[:3]), None][:4] for row in part.get("rows", ())],
+        }
+    if part["type"] == "artifact" and part.get("of"):
+        return {name: value for name, value in part.items() if name not in ("text", "html")} | {"text": ""}
+    return part
+
+
+def _kind_only(cell: Json) -> Json:
+    """Without the shape: ``ndarray 3 × 4``."""
+    return re.sub(r" \d+( × \d+)*\Z", "", cell) if isinstance(cell, str) else cell
 
 
 def _whole(digits: str) -> int | float | None:

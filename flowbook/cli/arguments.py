@@ -193,7 +193,7 @@ def parse(command: Command, given: Given, cls: type | None) -> argparse.Namespac
     for option, parameter in options.items():
         assert group is not None
         _add_parameter(group, option, parameter)
-    parsed, unknown = parser.parse_known_args(given.rest)
+    parsed, unknown = parser.parse_known_args(command.words(given.rest))
     if unknown:
         listed = [action for action in parser._actions if action.help is not argparse.SUPPRESS]
         known = [name for action in listed for name in [each for each in action.option_strings if each.startswith("--")][:1]]

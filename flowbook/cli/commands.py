@@ -28,6 +28,7 @@ class Command:
     loose: bool = False
     flowless: bool = False
     parameters: bool = False
+    words: Callable[[list[str]], list[str]] = list  # what is typed after the command → what its parser reads
 
     def load(self) -> Act:
         module, _, function = self.act.partition(":")
@@ -63,7 +64,7 @@ def _graph(parser: argparse.ArgumentParser) -> None:
 
 def _logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", metavar="RUN/STEP[/TASK]", help="whose output; RUN may be `latest`, which it is if not given")
-    parser.add_argument("--attempt", type=int, metavar="K", help="of this attempt, counted from 0; the last if not given")
+    parser.add_argument("--attempt", type=_attempt, metavar="K", help="of this attempt, counted from 1; the last if not given")
     parser.add_argument("--stdout", action="store_true", help="stdout and stderr of a task are one text, in the order of printing")
     parser.add_argument("--stderr", action="store_true", help="the same text")
 
@@ -75,19 +76,32 @@ def _dump(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-value-size", type=int, default=1000, metavar="N", help="characters shown of one value (1000)")
 
 
+CARD_ACTIONS = ("view", "get", "list")
+
+
 def _card(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="view|get|list")
     for name, text in (
         ("view", "write it to a file and open it"),
-        ("get", "write it to FILE, or print it"),
+        ("get", "write it to FILE, or print it; what is meant if no word is given: card RUN/STEP > card.html"),
         ("list", "the cards of a task"),
     ):
         action = actions.add_parser(name, help=text)
-        action.add_argument("path", metavar="RUN/STEP[/TASK]")
+        action.add_argument("path", metavar="RUN[/STEP[/TASK]]", help="of a run: its own card and those of its tasks")
         if name != "list":
             action.add_argument("--id", metavar="ID", help="of several cards this one")
         if name == "get":
             action.add_argument("file", nargs="?", metavar="FILE")
+
+
+def _card_words(words: list[str]) -> list[str]:
+    """``card 3/train`` is ``card get 3/train``."""
+    return words if not words or words[0] in (*CARD_ACTIONS, "-h", "--help") else ["get", *words]
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", nargs="?", metavar="RUN", help="the newest if not given")
+    parser.add_argument("-o", "--output", dest="file", metavar="FILE", help="FLOW-RUN.html if not given; `-`: print it")
 
 
 def _tag(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +162,14 @@ def _count(text: str) -> int:
     return number
 
 
+def _attempt(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_attempt.__name__ = "number of an attempt (1 or more)"
 _count.__name__ = "number (0 or more)"
 _workers.__name__ = "number of workers (1 or more)"  # argparse names it: "invalid number of workers …"
 
@@ -160,7 +182,8 @@ _TABLE = (
     Command("runs", "The runs of the flow.", "look:runs", _runs, loose=True),
     Command("logs", "What tasks printed, and the tracebacks of those that failed.", "look:logs", _logs, loose=True),
     Command("dump", "The artifacts of tasks.", "look:dump", _dump, loose=True),
-    Command("card", "The cards of tasks, as HTML files.", "look:card", _card, loose=True),
+    Command("card", "The cards of a run and of its tasks, as HTML files.", "look:card", _card, loose=True, words=_card_words),
+    Command("report", "A whole run as one HTML file: graph, parameters, steps, errors, cards.", "look:report", _report, loose=True),
     Command("tag", "Tags of runs.", "change:tag", _tag),
     Command("test", "Run one step alone; nothing is kept.", "single:test", _test, parameters=True),
     Command("package", "The code that goes along with a run.", "look:package", _package),

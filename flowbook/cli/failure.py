@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowbook.cli.text import clean, has_colours, styled
 from flowbook.spec.flow import Spec, task_name
+from flowbook.store import preview
 
 if TYPE_CHECKING:
     from flowbook.cli.place import Place
@@ -46,7 +47,7 @@ def headline(spec: Spec, found: TaskState) -> str:
     """``train[2] of run 3, at train.py, line 14, item 0.01: ValueError: too large``."""
     error: dict[str, Any] = found.error or {}
     where = f", at {error['cell']}, line {error['line']}" if error.get("cell") and error.get("line") else ""
-    item = f", item {error['item']}" if error.get("item") else ""
+    item = f", item {error['item']}" if error.get("item") and preview.mode() == preview.FULL else ""
     return f"{task_name(found.task.step, found.task.index)} of run {spec.run}{where}{item}: {reason(error)}"
 
 

@@ -1,4 +1,4 @@
-"""Commands that only read: check, show, graph, runs, logs, dump, card, package, version."""
+"""Commands that only read: check, show, graph, runs, logs, dump, card, report, package, version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from flowbook.cli.text import clean, has_colours, meant, styled, table, time_tex
 from flowbook.errors import ArtifactError, DefinitionError, Finding, StoreError
 from flowbook.spec.amounts import seconds_text, size_text
 from flowbook.spec.decorators import notes_of
+from flowbook.spec.flow import task_name
 from flowbook.store import layout
 
 if TYPE_CHECKING:
@@ -298,10 +300,10 @@ def logs(place: Place, given: argparse.Namespace) -> int:
 def _log(place: Place, tasks: _Tasks, task: Task, wanted: int | None) -> Iterator[str]:
     """The lines of one task: which attempts failed before, what the one that is shown printed, and its traceback."""
     origin, there, last = tasks.state.printed_by(task)
-    attempt, failures = last if wanted is None else wanted, tasks.failures.get(task, {})
+    attempt, failures = last if wanted is None else wanted - 1, tasks.failures.get(task, {})
     for number, error in failures.items() if wanted is None else ():
         if number != attempt:
-            yield f"({_failed(number, error).splitlines()[0]}; --attempt {number} shows it)"
+            yield f"({_failed(number, error).splitlines()[0]}; --attempt {number + 1} shows it)"
     key = layout.output(tasks.path.flow, origin, task.step, there, attempt, task.part)
     if place.store.exists(key):
         yield from place.store.get(key).decode("utf-8", "replace").rstrip("\n").split("\n")
@@ -311,7 +313,7 @@ def _log(place: Place, tasks: _Tasks, task: Task, wanted: int | None) -> Iterato
 
 
 def _failed(attempt: int, error: dict[str, Any]) -> str:
-    return f"attempt {attempt} {'was lost' if error.get('reason') == 'lost' else 'failed'}: {reason(error)}"
+    return f"attempt {attempt + 1} {'was lost' if error.get('reason') == 'lost' else 'failed'}: {reason(error)}"
 
 
 def dump(place: Place, given: argparse.Namespace) -> int:
@@ -362,30 +364,29 @@ def _shown(reader: Any, name: str, entry: Mapping[str, Any], limit: int) -> str:
 
 
 def card(place: Place, given: argparse.Namespace) -> int:
-    """``card view|get|list RUN/STEP[/TASK]``."""
-    from flowbook import cards
+    """``card [get]|view|list RUN[/STEP[/TASK]]``: of a run its own card, and those of its tasks."""
     from flowbook.cards import html
 
     path = place.path(given.path)
-    tasks = _Tasks(place, path)
-    found = [(f"{path.run}/{step}/{layout.task_key(index)}", key) for step, index in tasks for key in _card_keys(place, tasks, step, index)]
+    cards = _Cards(place, path)
+    found = list(cards)
     if given.action == "list":
-        print("\n".join(f"{task}  {_card_id(key)}" for task, key in found) or f"{given.path} has no card")
+        print("\n".join(f"{task}  {id}" for task, id, _ in found) or f"{given.path} has no card")
         return SUCCEEDED
-    chosen = [(task, key) for task, key in found if given.id is None or _card_id(key) == given.id]
+    chosen = [card for card in found if given.id is None or card[1] == given.id]
     if not chosen:
         what = f"no card {given.id!r}" if given.id else "no card"
-        ids = list(dict.fromkeys(_card_id(key) for _, key in found))
+        ids = list(dict.fromkeys(id for _, id, _ in found))
         raise DefinitionError(Finding(given.path, what, meant(given.id or "", ids, "Cards") if ids else "A step has one with @card."))
     if len(chosen) > MOST_CARDS:
         print(f"{len(chosen)} cards, of which the page has the first {MOST_CARDS}; {path.run}/STEP/TASK has fewer", file=sys.stderr)
     title = "/".join(part for part in (path.flow, path.run, path.step, path.task) if part)
-    page = html.page([cards.read(place.store.get(key)) for _, key in chosen[:MOST_CARDS]], title)
+    page = html.page([read() for _, _, read in chosen[:MOST_CARDS]], title)
     if given.action == "get" and not given.file:
         sys.stdout.write(page)
         return SUCCEEDED
     file = Path(given.file) if given.action == "get" else Path(tempfile.mkdtemp(prefix="flowbook-card-")) / "card.html"
-    file.write_text(page, encoding="utf-8")
+    _write_page(file, page)
     print(file)
     if given.action == "view" and sys.stdout.isatty():
         import webbrowser  # slow to import
@@ -394,15 +395,70 @@ def card(place: Place, given: argparse.Namespace) -> int:
     return SUCCEEDED
 
 
-def _card_keys(place: Place, tasks: _Tasks, step: str, index: layout.Index) -> list[str]:
-    """The cards of the attempt that made a task's result, or that was its last."""
-    run, there, attempt = tasks.printed_by(step, index)
-    prefix = layout.card_prefix(tasks.path.flow, run, step, there, attempt)
-    return sorted(key for key in place.store.list(prefix.rpartition("/")[0] + "/") if key.startswith(prefix))
+def report(place: Place, given: argparse.Namespace) -> int:
+    """``report [RUN] [-o FILE]``."""
+    from flowbook.cards.report import report as page_of
+
+    path = place.path(given.path, ("RUN",))
+    page = page_of(place.store, path.flow, path.run, lost=_Cards(place, path).lost)
+    if given.file == "-":
+        sys.stdout.write(page)
+        return SUCCEEDED
+    file = Path(given.file or f"{path.flow}-{path.run}.html")
+    _write_page(file, page)
+    print(file)
+    return SUCCEEDED
 
 
-def _card_id(key: str) -> str:
-    return key.rpartition("/")[2].removeprefix("card-").removesuffix(".json")
+def _write_page(file: Path, page: str) -> None:
+    try:
+        file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise DefinitionError(Finding(str(file), f"it cannot be written: {error.strerror or error}", "Name another file.")) from None
+
+
+class _Cards:
+    """The cards that a path names: (task, id, what reads it), the run's own in front if the path is a run."""
+
+    def __init__(self, place: Place, path: RunPath) -> None:
+        self._place, self._path, self._tasks = place, path, _Tasks(place, path)
+
+    def __iter__(self) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+        path = self._path
+        if path.step is None and (whole := self._of_run()) is not None:
+            yield path.run, "run", lambda: whole
+        for step, index in self._tasks:
+            for key in self._keys(step, index):
+                id = key.rpartition("/")[2].removeprefix("card-").removesuffix(".json")
+                yield f"{path.run}/{step}/{layout.task_key(index)}", id, partial(self._read, step, index, key)
+
+    def _keys(self, step: str, index: layout.Index, of_run: bool = False) -> list[str]:
+        """Of the attempt that made a task's result, or that was its last."""
+        from flowbook.cards import whole
+
+        run, there, attempt = self._tasks.printed_by(step, index)
+        return whole.keys(self._place.store, (self._path.flow, run, step, there, attempt), of_run)
+
+    def _read(self, step: str, index: layout.Index, key: str) -> Any:
+        from flowbook.cards import wire
+
+        card, found = wire.read(self._place.store.get(key)), self._tasks.state_of(step, index)
+        return wire.settled(card, found.state, found.error, lost=card["state"] == "running" and self.lost)
+
+    def _of_run(self) -> Any:
+        from flowbook.cards import whole, wire
+
+        state = self._tasks.state.ended or ("failed" if self.lost else "running")
+        store = self._place.store
+        parts = (
+            (task_name(step, index), wire.read(store.get(key))) for step, index in self._tasks for key in self._keys(step, index, True)
+        )
+        return whole.card(parts, self._path.flow, self._path.run, state)
+
+    @cached_property
+    def lost(self) -> bool:
+        """Whether the run has not ended and no process of this machine drives it."""
+        return self._tasks.state.ended is None and (self._path.flow, self._path.run) not in _driven(self._place.store)
 
 
 class _Tasks:
@@ -446,19 +502,19 @@ class _Tasks:
 
     def ran(self, step: str, index: layout.Index) -> bool:
         """Whether the task ran at all, here or in the run that its result was taken from."""
-        found = self._state_of(step, index)
+        found = self.state_of(step, index)
         return bool(found.attempts) or found.state == "succeeded"
 
     def how(self, step: str, index: layout.Index) -> str:
         """How it stands with a task that ran and has not succeeded, to be put after its name."""
-        found = self._state_of(step, index)
+        found = self.state_of(step, index)
         if found.state == "failed":
             return f"  (failed: {(reason(found.error or {}).strip() or 'failed').splitlines()[0]})"
         words = {"succeeded": "", "stopped": "was stopped", "backoff": "failed, and waits to be tried again"}
         word = words.get(found.state, "has not ended")
         return f"  ({word})" if word else ""
 
-    def _state_of(self, step: str, index: layout.Index) -> TaskState:
+    def state_of(self, step: str, index: layout.Index) -> TaskState:
         from flowbook.engine.events import Task
 
         return self.state.tasks[Task(step, index)]

@@ -59,8 +59,11 @@ class Place:
     @cached_property
     def settings(self) -> Settings:
         from flowbook.settings import load_settings
+        from flowbook.store import preview
 
-        return load_settings(self.folder, os.environ)
+        found = load_settings(self.folder, os.environ)
+        preview.use(found.previews)
+        return found
 
     @cached_property
     def store(self) -> Store:

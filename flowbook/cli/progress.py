@@ -116,7 +116,7 @@ class Screen:
         item = f" (item {error['item']})" if error.get("item") else ""
         again = state is not None and state.tasks[task].state not in ("failed",)
         tried = " and is tried again" if again else ""
-        text = f"{self._name(task.step, task)}{item} failed in attempt {event.get('attempt', 0)}{tried}: {what}"
+        text = f"{self._name(task.step, task)}{item} failed in attempt {event.get('attempt', 0) + 1}{tried}: {what}"
         self._some(line, "failures", text, "red")
 
     def _on_lost(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:

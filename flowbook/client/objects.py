@@ -28,7 +28,7 @@ from flowbook.client.values import load as load_value
 from flowbook.engine.state import TaskState
 from flowbook.errors import DefinitionError, Finding, StoreMissing
 from flowbook.spec.flow import Step as StepSpec
-from flowbook.store import glance, layout, tags
+from flowbook.store import glance, layout, preview, tags
 from flowbook.store.base import Store, open_store
 from flowbook.store.glance import Glance, Row
 from flowbook.store.results import TaskError
@@ -875,8 +875,8 @@ class Artifact(Object):
 
     @property
     def preview(self) -> str:
-        """A short repr, made when it was saved."""
-        return str(self._entry.get("repr", ""))
+        """A short repr, made when it was saved; empty where the setting `previews` says so."""
+        return str(preview.shown(self._entry).get("repr", ""))
 
     @property
     def created_at(self) -> datetime | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from flowbook import compat
 from flowbook.errors import DefinitionError, Finding, FlowbookError
 from flowbook.settings import load_settings
-from flowbook.store import layout, results
+from flowbook.store import layout, preview, results
 from flowbook.store.base import Store, open_store
 
 USER = "user:"
@@ -69,7 +69,9 @@ def store() -> Store:
         return results._reader.store
     if (loaded := _of_notebook()) is not None:
         return loaded
-    return open_store(load_settings(Path.cwd(), os.environ).place)
+    settings = load_settings(Path.cwd(), os.environ)
+    preview.use(max(preview.mode(), settings.previews, key=preview.MODES.index))
+    return open_store(settings.place)
 
 
 def _of_notebook() -> Store | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from flowbook.errors import FlowbookError, StepFailed
 from flowbook.spec.amounts import ago_text, memory_text, seconds_text
 from flowbook.spec.flow import task_name
+from flowbook.store import preview
 
 if TYPE_CHECKING:
     from flowbook.kernel.panel import RunPanel
@@ -403,7 +404,7 @@ def failure(run: Run) -> StepFailed:
     name = task_name(task.step, task.index) + (" (its --foreach or --when)" if task.part == "plan" else "")
     step = run.spec.step(task.step)
     where = f" at {error['cell']}, line {error['line']}" if error.get("cell") and error.get("line") else f" ({step.label})"
-    item = f", item {error['item']}" if error.get("item") else ""
+    item = f", item {error['item']}" if error.get("item") and preview.mode() == preview.FULL else ""
     what = f"{error.get('type')}: {error.get('message')}" if error.get("type") else error.get("message") or error.get("reason") or "failed"
     message = f"{name} of run {run.id}{where}{item}: {what}"
     tail = clean_text(error.get("output_tail") or "").strip()

@@ -7,17 +7,16 @@ each step the cards of its first tasks, and in all not more than MOST_CHARS; wha
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flowbook import cards
 from flowbook.cards import html as drawing
-from flowbook.cards import wire
 from flowbook.engine.events import Task
 from flowbook.errors import FlowbookError
+from flowbook.kernel.cards import card_of_run, cards_of
 from flowbook.spec import graph
 from flowbook.spec.flow import Spec, task_name
-from flowbook.store import layout
 
 if TYPE_CHECKING:
     from flowbook.engine.state import TaskState
@@ -61,22 +60,22 @@ def may_have_cards(spec: Spec) -> bool:
 
 
 def _cards(store: Store, run: Run) -> Iterator[tuple[str, Json]]:
-    """(task, card) in the order of the notebook; of a fan-out failed tasks first."""
+    """(task, card) in the order of the notebook, that of the run in front; of a fan-out failed tasks first."""
+    if (whole := _read(lambda: [card_of_run(run, store)])) and whole[0] is not None:
+        yield f"run {run.id}", whole[0]
     own: dict[str, list[tuple[Task, TaskState]]] = {step.name: [] for step in run.spec.steps}
     for task, state in run.view.state.tasks.items():
         if task.part == "body" and state.ended_at is not None and task.step in own:
             own[task.step].append((task, state))
     for found in own.values():
         found.sort(key=lambda pair: (pair[1].state != "failed", pair[0].index))
-        for task, state in found[:TASKS_OF_A_STEP]:
-            yield from ((task_name(task.step, task.index), card) for card in _of_task(store, run, task, state))
+        for task, _ in found[:TASKS_OF_A_STEP]:
+            for card in _read(partial(cards_of, run, store, task)):
+                yield task_name(task.step, task.index), card
 
 
-def _of_task(store: Store, run: Run, task: Task, state: TaskState) -> Iterator[Json]:
-    origin, index, attempt = run.view.state.printed_by(task)
+def _read(cards: Callable[[], Iterable[Json]]) -> list[Json]:
     try:
-        for key in sorted(store.list(layout.card_prefix(run.spec.flow, origin, task.step, index, attempt))):
-            card = cards.read(store.get(key))
-            yield card if state.state == "succeeded" else wire.ended(card, state.error)
+        return list(cards())
     except FlowbookError:
-        return  # only a picture
+        return []  # only a picture

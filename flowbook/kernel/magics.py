@@ -34,7 +34,7 @@ from flowbook.kernel.session import CommandLine, Run, Session, must_have, neares
 from flowbook.spec import graph, options
 from flowbook.spec.amounts import size_text
 from flowbook.spec.flow import task_name
-from flowbook.store import layout
+from flowbook.store import layout, preview
 from flowbook.store import tags as run_tags
 
 if TYPE_CHECKING:
@@ -112,7 +112,14 @@ def start(
     kubernetes: Mapping[str, Any] | None = None,
     yes: bool = False,
 ) -> RunHandle:
-    common: dict[str, Any] = {"params": params, "tags": tags, "max_parallel": max_parallel, "fresh": fresh, "kubernetes": kubernetes, "yes": yes}
+    common: dict[str, Any] = {
+        "params": params,
+        "tags": tags,
+        "max_parallel": max_parallel,
+        "fresh": fresh,
+        "kubernetes": kubernetes,
+        "yes": yes,
+    }
     if cls is not None:
         from flowbook.kernel import classes
 
@@ -434,9 +441,9 @@ def _texts(session: Session, run: Run, step: str | None, index: tuple[int, ...] 
         if session.store.exists(key):
             size = session.store.size(key)
             data = session.store.get_range(key, max(0, size - 1_000_000), size)
-            text = (f"… the first {size - 1_000_000:,} bytes are in {session.store.where}/{key}\n" if size > 1_000_000 else "") + data.decode(
-                "utf-8", "replace"
-            )
+            text = (
+                f"… the first {size - 1_000_000:,} bytes are in {session.store.where}/{key}\n" if size > 1_000_000 else ""
+            ) + data.decode("utf-8", "replace")
         else:
             text = run.view.output.get((task.step, task.index, task.part), ("", 0))[0]
         if text:
@@ -497,7 +504,7 @@ def _show(session: Session, line: str) -> None:
         if made.makers:
             rows.append((made.name, "artifact", "step " + " or ".join(made.makers), "", ""))
     for name in step.params:
-        rows.append((name, "parameter", repr(spec.params.get(name, {}).get("repr", "")).strip("'"), "", ""))
+        rows.append((name, "parameter", repr(preview.shown(spec.params.get(name, {})).get("repr", "")).strip("'"), "", ""))
     for name in step.captures:
         info = spec.captures[name]
         size = size_text(info["size"]) if info["size"] else ""
@@ -653,6 +660,7 @@ def _artifacts(session: Session, line: str) -> None:
                 continue
             size = entry.get("size", 0)
             sizes[task.step, name] = sizes.get((task.step, name), 0) + size
+            entry = preview.shown(entry)
             shape = str(tuple(entry["shape"])) if entry.get("shape") else ""
             rows.append(
                 (task_name(task.step, task.index), name, f"{entry.get('type', '')}{shape}", size_text(size), entry.get("repr", "")[:80])
@@ -720,7 +728,7 @@ def _export(session: Session, line: str) -> None:
 
 def _card(session: Session, line: str) -> None:
     parser = _Parser("card")
-    parser.add_argument("path")
+    parser.add_argument("path", nargs="?")
     parser.add_argument("--id")
     parser.add_argument("--flow")
     given = parser.parse(line)
@@ -761,7 +769,9 @@ COMMANDS: dict[str, Command] = {
     "check": Command("%flow check [--serial] [--flow F]", "what is wrong; --serial runs the cells plainly too and compares", _check),
     "graph": Command("%flow graph [--flow F]", "draw the flow", _graph),
     "artifacts": Command("%flow artifacts [RUN] [--flow F]", "what a run made, with sizes", _artifacts),
-    "card": Command("%flow card [RUN/]STEP[/TASK] [--id ID] [--flow F]", "the cards of a step or a task of any run", _card),
+    "card": Command(
+        "%flow card [RUN | [RUN/]STEP[/TASK]] [--id ID] [--flow F]", "the cards of a step or a task of any run, or the card of a run", _card
+    ),
     "report": Command("%flow report [RUN] [-o FILE] [--flow F]", "a whole run as one HTML file: graph, steps, errors, cards", _report),
     "export": Command(
         "%flow export FILE.py [--check] [--class NAME] [--flow F]",

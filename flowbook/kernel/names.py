@@ -24,7 +24,7 @@ from flowbook.kernel.cells import is_history, loaded_names, names_behind
 from flowbook.spec.amounts import size_text
 from flowbook.spec.body import ast_key, read_body
 from flowbook.spec.flow import Options, Step, task_name
-from flowbook.store import results
+from flowbook.store import preview, results
 
 if TYPE_CHECKING:
     from flowbook.kernel.session import FlowDef, Run, Session
@@ -469,6 +469,7 @@ class Names:
             entry = self._session.commit(run, step, ()).get("artifacts", {}).get(name, {})
         except FlowbookError:
             entry = {}
+        entry = preview.shown(entry)
         shape = f" {tuple(entry['shape'])}" if entry.get("shape") else ""
         size = f", {size_text(entry['size'])}" if entry.get("size") else ""
         return f"<{name}: {note}ready, {entry.get('type', '?')}{shape}{size}, run {run.id}> {entry.get('repr', '')}".rstrip()

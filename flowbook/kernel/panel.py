@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowbook import cards
+from flowbook.cards import whole
 from flowbook.engine.events import Task
 from flowbook.errors import FlowbookError
 from flowbook.kernel.panel_data import Made, PanelData, Shown
@@ -243,14 +244,16 @@ class RunPanel:
         """Bring to the data what it wants from the store. The store is read without the lock."""
         changed, data = self._session.engine.changed, self._data
         with changed:
-            commits, carded = data.wanted_commits(), data.wanted_cards()
-            places = {task: self._run.view.state.printed_by(task) for task in (*commits, *carded)}
+            commits, carded, parts = data.wanted_commits(), data.wanted_cards(), data.wanted_parts()
+            places = {task: self._run.view.state.printed_by(task) for task in (*commits, *carded, *parts)}
         made = {task: self._made(task, places[task]) for task in commits}
         stored = {task: self._stored_cards(task, places[task]) for task in carded}
+        put = {task: next(iter(self._stored_cards(task, places[task], of_run=True).values()), None) for task in parts}
         with changed:
             data.commits |= made
             data.stored |= stored
-            return bool(data.wanted_commits() or data.wanted_cards())
+            data.put(put)
+            return bool(data.wanted_commits() or data.wanted_cards() or data.wanted_parts())
 
     def _made(self, task: Task, place: tuple[str, tuple[int, ...], int]) -> Made | None:
         run, index, _ = place
@@ -260,12 +263,13 @@ class RunPanel:
             return None
         return Made.of(found) if found is not None else None
 
-    def _stored_cards(self, task: Task, place: tuple[str, tuple[int, ...], int]) -> dict[str, Json]:
+    def _stored_cards(self, task: Task, place: tuple[str, tuple[int, ...], int], *, of_run: bool = False) -> dict[str, Json]:
         run, index, attempt = place
-        store, prefix = self._session.store, layout.card_prefix(self._run.spec.flow, run, task.step, index, attempt)
+        where = (self._run.spec.flow, run, task.step, index, attempt)
+        store, prefix = self._session.store, layout.card_prefix(*where)
         found = {}
         try:
-            for key in sorted(store.list(prefix)):
+            for key in whole.keys(store, where, of_run):
                 found[key.removeprefix(prefix).removesuffix(".json")] = cards.read(store.get(key))
         except FlowbookError:
             pass  # only a picture

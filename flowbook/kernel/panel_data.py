@@ -19,11 +19,12 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from flowbook.cards import wire
+from flowbook.cards import whole, wire
 from flowbook.engine.events import Task
 from flowbook.kernel import display
 from flowbook.spec import graph
-from flowbook.spec.flow import Step, task_name
+from flowbook.spec.flow import Spec, Step, task_name
+from flowbook.store import preview
 
 if TYPE_CHECKING:
     from flowbook.engine.state import TaskState
@@ -46,6 +47,8 @@ ARTIFACTS = 60  # of one task
 REPR, TEXT, SHORT = 300, 2_000, 120  # characters
 COMMITS_AT_ONCE = 40  # read for one sending
 LOOKED_AT = 4  # tasks that views have opened last
+RUN_CARD = "card run"  # key of the run's own card
+USES_RUN_CARD = re.compile(r"card[\s\S]*\.\s*run\b")
 NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)\Z|(?:np\.\w+\()(?P<inner>-?[\d.eE+-]+)\)\Z")
 
 
@@ -231,6 +234,10 @@ class PanelData:
         self._cards: dict[Task, dict[str, tuple[int, Json]]] = {}  # name → version, card
         self._card_sizes: dict[Task, int] = {}
         self._checked: dict[tuple[Task, str], tuple[int, Json]] = {}
+        self._parts: dict[Task, tuple[int, Json]] = {}  # of the run's card: version, what the task put on it
+        self._put_by = _may_put(run.spec)
+        self._unasked: dict[Task, None] = {}  # ended, and their parts of the run's card are not known
+        self._whole: tuple[Json, Json] = (None, None)  # the run's card, and what it was made of
         self._looked_at: dict[Task, None] = {}
         self._grouped, self._by_step = -1, dict[str, dict[Task, None]]()
         self._rows: dict[Task, TaskJson] = {}  # of tasks that have not changed since
@@ -240,6 +247,8 @@ class PanelData:
                 self._touch(task)
                 if state.state == "failed":
                     self._failed[task] = None
+                if state.ended_at is not None:
+                    self._ended(task)
         for (step, index, part), phase in run.view.phase.items():
             if phase in ("running", "saving"):
                 self._live.setdefault(Task(step, index, part), Live())
@@ -261,6 +270,8 @@ class PanelData:
     def _on_event(self, task: Task, event: Mapping[str, Json]) -> None:
         self._touch(task)
         kind = event["e"]
+        if kind in ("succeeded", "failed", "stopped", "reused"):
+            self._ended(task)
         if kind == "launched":
             self._live.pop(task, None)
             for name in self._cards.pop(task, ()):
@@ -268,6 +279,8 @@ class PanelData:
                 self.moved.pop(card_key(task, name), None)
             self._card_sizes.pop(task, None)
             self.stored.pop(task, None)
+            self._parts.pop(task, None)
+            self._unasked.pop(task, None)
         elif kind == "failed":
             self._failed[task] = None
         elif kind == "succeeded":
@@ -286,6 +299,13 @@ class PanelData:
         if not isinstance(card, dict) or not isinstance(version, int):
             return
         name = str(message.get("id"))[:SHORT]
+        found = dict(_metrics(card))
+        if found:
+            self._live.setdefault(task, Live()).metrics |= found
+        if name == wire.OF_RUN:
+            if task in self._parts or len(self._parts) < whole.PARTS:
+                self._parts[task] = (version, wire.checked(card))
+            return
         kept = self._cards.setdefault(task, {})
         if name in kept:
             self.only_cards += 1
@@ -294,9 +314,6 @@ class PanelData:
         self._card_sizes[task] = sum(_strings(card) for _, card in kept.values())
         while len(self._cards) > CARDS_KEPT or (len(self._cards) > 1 and sum(self._card_sizes.values()) > CARDS_KEPT_BYTES):
             self._drop_card()
-        found = dict(_metrics(card))
-        if found:
-            self._live.setdefault(task, Live()).metrics |= found
 
     def _drop_card(self) -> None:
         """Forget the cards that are least worth keeping: the store has them, too. Of tasks that run those stay that came first, else
@@ -342,6 +359,8 @@ class PanelData:
                 trace = len(found["error"]["traceback"]) if found["error"] else 0
                 budget -= sum(len(piece["data"]) for piece in found["output"]) + 100 * len(found["artifacts"]) + trace + 200
         cards = dict(self._shown_cards(task for task in chosen if name_of(task) in details))
+        if (run_card := self._run_card()) is not None:
+            cards[RUN_CARD] = run_card
         for task in chosen:
             if name_of(task) in details:
                 details[name_of(task)]["cards"] = [key for key in self._card_keys(task) if key in cards]
@@ -452,7 +471,7 @@ class PanelData:
             "id": name_of(task),
             "step": task.step,
             "index": list(task.index),
-            "item": _text(state.item, SHORT) if state.item is not None else None,
+            "item": _text(state.item, SHORT) if state.item is not None and preview.mode() == preview.FULL else None,
             "state": shown,
             "attempt": state.attempt,
             "queued": _ms(self._queued(task, launched)),
@@ -505,7 +524,11 @@ class PanelData:
     def _table(self, step: Step, tasks: Sequence[Task], total: int) -> Table:
         names = step.options.foreach.names if step.options.foreach else ()
         target = step.options.foreach.target if step.options.foreach else ""
-        items = [_item_values(self._view.state.tasks[task].item, names or ((target,) if target else ("item",))) for task in tasks]
+        told = preview.mode() == preview.FULL
+        items = [
+            _item_values(self._view.state.tasks[task].item if told else None, names or ((target,) if target else ("item",)))
+            for task in tasks
+        ]
         item_names = list(dict.fromkeys(name for item in items for name in item))
         metrics = [live.metrics if (live := self._live.get(task)) else {} for task in tasks]
         scalars = [made.scalars if (made := self.commits.get(task)) else {} for task in tasks]
@@ -587,11 +610,36 @@ class PanelData:
         tasks = self._view.state.tasks
         return [t for t in self._details() if t not in self._cards and t not in self.stored and tasks[t].ended_at is not None]
 
+    def wanted_parts(self) -> list[Task]:
+        """Tasks that ended, of whose part of the run's card nothing was heard: what the store has is to be given to `put`."""
+        return list(islice(self._unasked, COMMITS_AT_ONCE)) if len(self._parts) < whole.PARTS else []
+
+    def put(self, parts: Mapping[Task, Json]) -> None:
+        """What the store has of the wanted parts; None where there is none."""
+        for task, part in parts.items():
+            self._unasked.pop(task, None)
+            if part is not None and len(self._parts) < whole.PARTS:
+                self._parts.setdefault(task, (0, part))
+
+    def _ended(self, task: Task) -> None:
+        if task.part == "body" and task.step in self._put_by and task not in self._parts:
+            self._unasked[task] = None
+
     # ---- cards ------------------------------------------------------------------------------------------------------
 
     def take(self, keys: Iterable[str]) -> dict[str, Json]:
         """Cards that have moved, by their keys."""
         return {key: self._card(*self.moved.pop(key)) for key in keys}
+
+    def _run_card(self) -> Json:
+        """What the tasks put on the card of their run, as one card; the same object as long as nothing changed."""
+        view = self._view
+        kept = [(task, *self._parts[task]) for task in sorted(self._parts, key=self._place)]
+        made_of = view.ended, [(task, version, view.state.tasks[task].attempt) for task, version, _ in kept]
+        if self._whole[1] != made_of:
+            parts = [(name_of(task), part) for task, _, part in kept]
+            self._whole = whole.card(parts, self._run.spec.flow, self._run.id, view.ended or "running"), made_of
+        return self._whole[0]
 
     def _names(self, task: Task) -> Iterable[str]:
         return self._cards.get(task) or self.stored.get(task) or ()
@@ -620,9 +668,7 @@ class PanelData:
                 known = self._checked[task, name] = (heard[0], wire.checked(heard[1]))
             card = known[1]
         state = self._view.state.tasks[task]
-        if state.ended_at is not None and state.state != "succeeded":
-            return wire.ended(card, state.error)
-        return card
+        return wire.settled(card, state.state, state.error, lost=self._view.ended == "lost")
 
 
 # ---- words and numbers --------------------------------------------------------------------------------------------------
@@ -634,6 +680,16 @@ def name_of(task: Task) -> str:
 
 def card_key(task: Task, name: str) -> str:
     return f"card {name_of(task)} {name}"
+
+
+def _may_put(spec: Spec) -> set[str]:
+    """The steps that may put something on the card of the run, as their code speaks of it; all of them where other code does. Of these alone
+    the store is asked."""
+    speak = {
+        name for name, source in spec.sources.items() if isinstance(source, dict) and USES_RUN_CARD.search(str(source.get("source", "")))
+    }
+    others = speak - {step.filename for step in spec.steps if step.method is None}
+    return {step.name for step in spec.steps if others or step.filename in speak}
 
 
 def _retry(ended: str | None) -> str | None:
@@ -675,12 +731,14 @@ def _seconds(given: Json) -> dict[str, float]:
 def _entry_text(entry: Json) -> str:
     if not isinstance(entry, dict):
         return ""
-    if entry.get("kind") == "json":
-        return _text(repr(entry.get("json")), SHORT)
+    entry = preview.shown(entry)
+    if "json" in entry:
+        return _text(repr(entry["json"]), SHORT)
     return _text(entry.get("repr") or entry.get("type") or "", SHORT)
 
 
 def _artifact(name: str, entry: Mapping[str, Json]) -> Artifact:
+    entry = preview.shown(entry)
     kind = entry.get("type") or (type(entry.get("json")).__name__ if entry.get("kind") == "json" else entry.get("kind"))
     size = entry.get("size")
     shape = entry.get("shape")
@@ -696,6 +754,7 @@ def _artifact(name: str, entry: Mapping[str, Json]) -> Artifact:
 
 def _scalar(entry: Mapping[str, Json]) -> Json:
     """The value of an artifact that fits into a cell of a table; None for all others."""
+    entry = preview.shown(entry)
     if entry.get("kind") == "json":
         value = entry.get("json")
         if isinstance(value, str):

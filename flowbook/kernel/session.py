@@ -35,7 +35,7 @@ from flowbook.settings import Settings, load_settings
 from flowbook.spec import graph, options
 from flowbook.spec.body import Body, read_body
 from flowbook.spec.flow import Options, Spec, Step, task_name
-from flowbook.store import codec, layout, results
+from flowbook.store import codec, layout, preview, results
 from flowbook.store.base import Store, open_store
 from flowbook.store.numbers import take_number
 
@@ -127,6 +127,7 @@ class Session:
         path = notebook_path(shell)
         self.folder = path.parent if path and path.parent.is_dir() else Path.cwd()
         self.settings: Settings = load_settings(self.folder, os.environ)
+        preview.use(self.settings.previews)
         self.flows: dict[str, FlowDef] = {}
         self.store: Store = open_store(self.settings.place)
         self.engine = Engine(self.store, self._engine_environment(), str(path or ""), self.option)
@@ -607,6 +608,7 @@ class Session:
             started_at=time.time(),
             python=sys.version.split()[0],
             flowbook=__version__,
+            previews=self.settings.previews,
         )
         return spec, values, notes + captured.warnings
 

@@ -101,10 +101,10 @@ class _Inert:
     def __init__(self, why: str = "no task runs") -> None:
         self._why = why
 
-    def __getattr__(self, name: str) -> _Inert:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # copy, pickle and displays ask for such names and must not be fooled
             raise AttributeError(name)
-        return self
+        return _only_iterate if name in _LOOPS else self
 
     def __call__(self, *values: Any, **arguments: Any) -> _Inert:
         return self
@@ -133,6 +133,7 @@ class _Inert:
 
 
 _INERT = _Inert()
+_LOOPS = ("progress", "loop")  # of a card, of checkpoint; also of what they lead to: card["a"], card.run
 
 
 def _only_iterate(iterable: Iterable[Any], *values: Any, **arguments: Any) -> Iterator[Any]:

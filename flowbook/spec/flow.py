@@ -220,6 +220,7 @@ class Spec:
     project: dict[str, Json] = field(default_factory=dict)  # of @project: project_name, branch_name, project_flow_name, is_production, …
     constants: dict[str, Json] = field(default_factory=dict)  # name → entry: public attributes of the FlowSpec class itself
     packages: dict[str, Json] = field(default_factory=dict)  # of a run in pods: root module → [distribution, version] where it was started
+    previews: str = "full"  # the setting: what of values is stored beside them for people to see (store/preview.py)
     compat: bool = False  # `import metaflow` means flowbook in this run's tasks
     version: int = 1
 

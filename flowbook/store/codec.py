@@ -502,7 +502,7 @@ def finish(store: Store, encoded: Encoded, value: Any, *, main: Main = None, key
         where["inline"] = base64.b64encode(encoded.join()).decode()
     else:
         where["blob"] = store.put_blob(encoded.parts)
-    where |= {key: encoded.header[key] for key in ("type", "size", "repr", "shape", "dtype", "blobs") if key in encoded.header}
+    where |= {key: encoded.header[key] for key in ("type", "size", "repr", "shape", "dtype", "previews", "blobs") if key in encoded.header}
     if (html := preview.html(value)) is not None:
         where["html"] = html
     if pickler.is_definition(value):

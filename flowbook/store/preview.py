@@ -1,6 +1,13 @@
 """What people see of a value without loading it: type, shape, dtype, a short repr, the first rows of a table.
 
 Written once, when the value is saved. Nothing here raises, runs long on a huge value, or imports the library a value is of.
+
+How much of it there is says the setting `previews` (`use`), for the whole process: a worker has that of its run, so that nothing else is ever
+stored, a kernel and a command line that of their settings, so that of older runs nothing else is shown (`shown`).
+
+    full     all of it
+    schema   type, size, shape, dtype, names of columns
+    off      type and size
 """
 
 from __future__ import annotations
@@ -9,14 +16,48 @@ import dataclasses
 import re
 import reprlib
 import sys
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+FULL, SCHEMA, OFF = MODES = ("full", "schema", "off")  # from all to nothing
 REPR_LENGTH = 200
 HTML_BYTES = 4096
 SLOW_BYTES = 20_000_000  # of a larger value, only a repr known to be short is asked
 _SHORT_REPRS = {"numpy", "pandas", "torch", "polars", "pyarrow", "xarray", "scipy", "sklearn", "flowbook", "jax", "jaxlib", "PIL"}
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+_mode = FULL
+
+
+def use(mode: str) -> None:
+    """From now on this process writes and shows no more than that. A word of a later version counts as off."""
+    global _mode
+    _mode = mode if mode in MODES else OFF
+
+
+def mode() -> str:
+    return _mode
+
+
+def shown(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An artifact's entry as far as it may be shown, by the setting here and by that of the run which made it: without its value."""
+    written = entry.get("previews", FULL)
+    strict = max(_mode, written if written in MODES else OFF, key=MODES.index)
+    if strict == FULL or entry.get("kind") == "module":
+        return entry
+    kept = {key: value for key, value in entry.items() if key not in ("json", "repr", "html")}
+    if strict == OFF:
+        return {key: value for key, value in kept.items() if key not in ("shape", "dtype")}
+    text = str(entry.get("repr") or "")
+    told = written == SCHEMA or (str(entry.get("type")).endswith("DataFrame") and text.startswith("DataFrame, "))  # as `_table` writes it
+    return {**kept, "repr": text} if text and told else kept
+
+
+def item(value: Any, limit: int = 60) -> str | None:
+    """An item of a fan-out in a few words, None where no value may be shown."""
+    return text(value, limit) if _mode == FULL else None
 
 
 class _Short(reprlib.Repr):
@@ -107,8 +148,10 @@ def text(value: Any, limit: int = REPR_LENGTH, size: int = 0) -> str:
 
 
 def brief(value: Any, size: int = 0) -> dict[str, Any]:
-    """repr, and shape and dtype where the value has them."""
-    found: dict[str, Any] = {"repr": text(value, size=size)}
+    """repr, and shape and dtype where the value has them; less, and then which setting it was, where `use` says so."""
+    if _mode == OFF:
+        return {"previews": OFF}
+    found: dict[str, Any] = {"repr": text(value, size=size)} if _mode == FULL else _schema(value)
     if isinstance(value, type):
         return found
     try:
@@ -126,7 +169,7 @@ def brief(value: Any, size: int = 0) -> dict[str, Any]:
 def html(value: Any) -> str | None:
     """The first rows of a pandas table as HTML, at most 4 kB."""
     pandas = sys.modules.get("pandas")
-    if pandas is None or not isinstance(value, (pandas.DataFrame, pandas.Series)):
+    if _mode != FULL or pandas is None or not isinstance(value, (pandas.DataFrame, pandas.Series)):
         return None
     try:
         head = value.head(5)
@@ -140,9 +183,17 @@ def html(value: Any) -> str | None:
     return None
 
 
+def _schema(value: Any) -> dict[str, Any]:
+    """What a frame's columns are called."""
+    try:
+        found = _table(value)
+    except Exception:
+        found = None
+    return {"previews": SCHEMA, **({"repr": found[:REPR_LENGTH]} if found else {})}
+
+
 def _table(value: Any) -> str | None:
-    pandas = sys.modules.get("pandas")
-    if pandas is None or not isinstance(value, pandas.DataFrame):
+    if not any(isinstance(value, library.DataFrame) for name in ("pandas", "polars") if (library := sys.modules.get(name)) is not None):
         return None
     rows, columns = value.shape
     names = ", ".join(str(name) for name in value.columns[:12])

@@ -410,10 +410,11 @@ class TaskResult:
         except (ArtifactError, StoreError):
             commit, scalars = {}, {}
         words = [str(self)]
-        if commit.get("item"):
+        if commit.get("item") and preview.mode() == preview.FULL:
             words.append(f"item {commit['item']}")
         words.append(f"{self.state}: {self.error}" if self._error is not None else self.state)
-        words += [f"{name}={preview.text(value, 40)}" for name, value in list(scalars.items())[:8]]
+        if preview.mode() == preview.FULL:
+            words += [f"{name}={preview.text(value, 40)}" for name, value in list(scalars.items())[:8]]
         return f"<{', '.join(words)}>"
 
 
@@ -615,7 +616,7 @@ class TaskResults(Sequence[TaskResult]):
 
     def _row(self, task: TaskResult) -> dict[str, Any]:
         commit = task._commit(needed=False)
-        items = {name: entry.get("repr") for name, entry in commit.get("artifacts", {}).items() if name in self._names}
+        items = {name: entry.get("json", entry.get("repr")) for name, entry in commit.get("artifacts", {}).items() if name in self._names}
         seconds = commit.get("seconds", {}).get("running")
         return {**items, **task._scalars(), "state": task.state, "seconds": seconds}
 
@@ -644,7 +645,7 @@ class TaskResults(Sequence[TaskResult]):
             rows = [self._row(task) for task in self[:ROWS]]
         except (ArtifactError, StoreError):
             return told
-        columns = self._columns(rows)
+        columns = self._columns(rows) if preview.mode() == preview.FULL else ["state", "seconds"]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
         body = "".join(_html_row(i, row, columns) for i, row in enumerate(rows))
         more = f"<p>{len(self) - ROWS:,} more; {html.escape(self._step)}.table() has all</p>" if len(self) > ROWS else ""
@@ -701,8 +702,8 @@ def write_items(
         parts += [*pieces, bytes(gap)]
         end += encoded.nbytes + gap
         blobs |= encoded.blobs
-        if i < REPRS:
-            reprs.append(preview.text(value, 60))
+        if i < REPRS and (short := preview.item(value)) is not None:
+            reprs.append(short)
     head = struct.pack("<Q", len(offsets))
     start = codec.aligned(8 * (len(offsets) + 2))
     head += struct.pack(f"<{len(offsets) + 1}Q", *(start + offset for offset in (*offsets, end)))

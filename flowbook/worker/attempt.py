@@ -201,6 +201,7 @@ class Attempt:
         self.order, self.frames = order, frames
         self.pid = os.getpid()
         self.store, self.spec = read_spec(order)
+        preview.use(self.spec.previews)
         if self.spec.compat:
             importlib.import_module("flowbook.compat").install()  # a door: this room knows no more of it than that
         if order["step"] not in {step.name for step in self.spec.steps}:
@@ -431,7 +432,7 @@ class Attempt:
         scope.joins(self.order.get("joins") or {})
         if self.order.get("item"):
             self.item = scope.item(self.order["item"])
-            self.item_repr = preview.text(self.item, 60)
+            self.item_repr = preview.item(self.item)
             execute.bind_item(step, self.spec, self.main, self.item)
             self._set_current()
 
@@ -440,7 +441,7 @@ class Attempt:
 
         if self.order.get("item"):
             self.item = self.scope.item(self.order["item"])
-            self.item_repr = preview.text(self.item, 60)
+            self.item_repr = preview.item(self.item)
             self._set_current()
         self.method = method.load(self)
 

@@ -2,6 +2,7 @@
 
     card.append(Markdown("## Epoch 3")); card.refresh()      latest state wins, the last one always arrives
     card.metric("loss", loss)                                 a line that grows, by itself
+    card.run.metric("loss", loss)                             the same on the card of the run, with the lines of all tasks
     for batch in card.progress(batches): …                    a bar
 
 `refresh` takes references and returns: components keep what they show as plain JSON and replace it when they are updated
@@ -306,6 +307,7 @@ class LiveCards:
         self.sender = Sender(self)
         self._warned: set[str] = set()
         self.cards: dict[str, LiveCard] = {}
+        self._of_run: LiveCard | None = None
         for each in options or (CardOptions(type="blank"),):
             self._make(each, implicit=not options)
 
@@ -316,6 +318,20 @@ class LiveCards:
             name, number = f"{wanted}-{number}", number + 1
         card = self.cards[name] = LiveCard(self, options, name, implicit=implicit)
         return card
+
+    @property
+    def run(self) -> LiveCard:
+        """The card of the whole run: what this task puts there stands beside what the others put. A line of the same id (as `metric`
+        makes it) is drawn in one chart with theirs."""
+        if self._of_run is None:
+            from flowbook.cards import wire
+
+            self._of_run = LiveCard(self, CardOptions(type="blank", save_errors=False), wire.OF_RUN, implicit=True)
+        return self._of_run
+
+    def every(self) -> list[LiveCard]:
+        """All cards, and the part of the run's card if there is one."""
+        return [*list(self.cards.values()), *([self._of_run] if self._of_run is not None else [])]
 
     @property
     def asleep(self) -> bool:
@@ -466,7 +482,7 @@ class Sender:
             self._awake.clear()
             spent_s = time.thread_time()  # not what a slow store takes: it costs the body nothing
             force, self._force = self._force, False
-            for card in list(self._cards.cards.values()):
+            for card in self._cards.every():
                 try:
                     self._serve_card(card, force)
                 except Exception as error:
@@ -478,7 +494,7 @@ class Sender:
         """When the next card is due to be stored; None if all are as they were sent."""
         waits = [
             self._stored[card.name][1] + card.options.refresh_interval_s - time.monotonic()
-            for card in list(self._cards.cards.values())
+            for card in self._cards.every()
             if card.name in self._stored and self._stored[card.name][0] < card.number
         ]
         return max(min(waits), 0.0) if waits else None
@@ -578,7 +594,7 @@ def close(attempt: Any, error: Mapping[str, Json] | None) -> None:
     if not cards.sender.end():
         cards.warn(f"the card of {cards.task.name} cannot be kept: the store or the engine did not take it within {END_S:.0f} s")
         return
-    for card in cards.cards.values():
+    for card in cards.every():
         if card.touched or not card.implicit:
             _conclude(card, attempt, error)
 

@@ -491,7 +491,7 @@ class Live:
     def _say_found(self, found: Found, what: str) -> None:
         assert found.manifest is not None and found.shelf is not None
         run = "" if found.shelf.run == self._shelf.run else f" of run {found.shelf.run}"
-        self.tell(f"{what} (checkpoint {found.manifest['number']} of attempt {found.manifest['attempt']}{run})")
+        self.tell(f"{what} (checkpoint {found.manifest['number']} of attempt {found.manifest['attempt'] + 1}{run})")
 
     def save_loop(self, loop: Loop, encode: Callable[[], codec.Encoded], done: bool) -> None:
         """Save a loop between two items, with the last state of those before it."""

@@ -233,5 +233,11 @@ class Scope:
     def item(self, item: Mapping[str, Json]) -> Any:
         """The value of the fan-out's item, a fresh one each time."""
         return results.read_item(
-            self.store, trust.Signed(items=item["blob"]), item["i"], main=self.main, resolve=self.resolve, keys=self.key_of, notes=self.notes
+            self.store,
+            trust.Signed(items=item["blob"]),
+            item["i"],
+            main=self.main,
+            resolve=self.resolve,
+            keys=self.key_of,
+            notes=self.notes,
         )

@@ -149,10 +149,13 @@ def test_a_broken_panel_leaves_the_status_and_no_traceback_in_a_cell(page: Page)
 
 
 def test_an_attached_run_has_a_panel_with_what_the_store_has(page: Page) -> None:
-    page.run("%%flowstep start\ncard.append('kept')\nprint('printed')\nx = 41")
+    page.run("%%flowstep start\ncard.append('kept')\ncard.run.append('of the run')\nprint('printed')\nx = 41")
     page.run("%flow run")
-    page.ended()
+    first = page.ended()
+    page.until(lambda: first.get("card run"))
     page.wait()
+    last = page.until(lambda: [bundle["text/html"] for bundle in page.shown.values() if "of the run" in bundle.get("text/html", "")])[-1]
+    assert last.index("of the run") < last.index("kept"), "in what stays it is the first"
     later = Notebook(page.notebook.folder, allow_stdin=True)
     try:
         later.ok("%load_ext flowbook")
@@ -163,6 +166,7 @@ def test_an_attached_run_has_a_panel_with_what_the_store_has(page: Page) -> None
 
         assert detail["artifacts"][0]["repr"] == "41" and detail["output"] == [{"mime": "stream", "data": "printed\n"}]
         assert model[detail["cards"][0]]["components"][0]["text"] == "kept"
+        assert again.until(lambda: model.get("card run"))["components"][0]["text"] == "of the run"
         assert model["tasks"][0]["ended"] and model["head"]["state"] == "succeeded"
     finally:
         later.close()
