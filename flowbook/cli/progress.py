@@ -78,6 +78,7 @@ class Screen:
         self._starting: list[str] = []
         self._broken = False
         self._trouble = ""
+        self._waits: dict[Task, str] = {}  # of a pod of a cluster
 
     # ---- what the run tells -----------------------------------------------------------------------------------------------
 
@@ -173,6 +174,11 @@ class Screen:
         if hint["say"] == "trouble":
             self._trouble = hint["message"]
             self.say(styled(f"! {self._trouble}", "yellow", self.colours) if self._trouble else "it goes on")
+        elif hint.get("f") == "phase" and hint.get("why"):
+            task = task_of(hint)
+            if self._waits.get(task) != hint["why"]:
+                self._waits[task] = hint["why"]
+                self._some(self._lines[task.step], "waits", f"{self._name(task.step, task)} is {hint['phase']}: {hint['why']}", "yellow")
         elif hint["say"] == "output":
             task = task_of(hint)
             live = run.live.get(task)

@@ -38,7 +38,7 @@ from flowbook.engine.launch.podspec import Cluster, asked, in_cluster, pod_of
 from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
 from flowbook.errors import StoreError, StoreMissing, StoreTooNew
 from flowbook.spec.flow import Options, Resources, Spec, Step, from_json, next_token
-from flowbook.store import glance, layout, trust
+from flowbook.store import glance, journal, layout, trust
 from flowbook.store.base import Store
 from flowbook.store.canon import entry_key
 
@@ -232,6 +232,7 @@ class Run:
         self.state: RunState | None = None
         self.live: dict[Task, Live] = {}
         self.packed: list[bytes] = []
+        self._together = 1  # so many batches were there when the log was last put together
         self.last_trouble = ""
         self._say_hint, self._changed, self._clock, self._patience_s = say, changed, clock, patience_s
         self._number = 0
@@ -430,6 +431,11 @@ class Run:
         self._number += 1
         self.packed.append(packed)
         self._changed()
+        ended = any(event["e"] == "run_ended" for event in turn)
+        if journal.due(self.store, len(self.packed), 1 if ended else self._together):
+            self._together = len(self.packed)
+            with contextlib.suppress(StoreError):  # the log itself says the same
+                await asyncio.to_thread(journal.write, self.store, self.flow, self.run, list(self.packed))
 
     # ---- the log of an engine that is gone -----------------------------------------------------------------------------------
 

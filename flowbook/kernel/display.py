@@ -82,6 +82,7 @@ def rows(run: Run, now: float) -> list[dict[str, Any]]:
         notes.append(f"{counts['backoff']} waiting to try again" if counts.get("backoff") else "")
         notes.append(f"peak {memory_text(tally.peak_mb)}" if tally.peak_mb else "")
         notes.append(f"cpu {seconds_text(tally.cpu_s)}" if tally.cpu_s and tally.cpu_s >= LEAST_CPU_S else "")
+        notes.append(_waits(run, step.name))
         found.append(
             {
                 "step": step,
@@ -93,6 +94,12 @@ def rows(run: Run, now: float) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _waits(run: Run, step: str) -> str:
+    """Why pods of a step do not get on, of the first that does not; how many there are."""
+    waiting = [why for (name, _, _), why in run.view.why.items() if name == step]
+    return "" if not waiting else waiting[0] if len(waiting) == 1 else f"{len(waiting)} wait: {waiting[0]}"
 
 
 def _cached_note(tally: StepTally, counts: dict[str, int], fan_out: bool, now: float) -> str:

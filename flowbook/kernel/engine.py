@@ -46,6 +46,7 @@ class RunView:
         self.output: dict[Key, tuple[str, int]] = {}  # last text printed, and how many bytes there are in all
         self.displays: dict[Key, list[dict[str, Any]]] = {}
         self.phase: dict[Key, str] = {}
+        self.why: dict[Key, str] = {}  # a pod of a cluster does not get on
         self.attempt: dict[Key, int] = {}
         self.started_at: float | None = None
         self.ended_at: float | None = None
@@ -70,10 +71,13 @@ class RunView:
             self.started_at = event["at"]
         elif event["e"] == "run_ended":
             self.ended, self.ended_at = event["state"], event["at"]
+        elif event["e"] in ("succeeded", "failed", "lost", "stopped"):
+            self.why.pop(_key(event), None)
         elif event["e"] == "launched":
             key = _key(event)
             self.attempt[key] = event.get("attempt", 0)
             self.phase.pop(key, None)
+            self.why.pop(key, None)
             if event.get("attempt", 0):  # a new attempt's output takes the place of the last one's
                 self.output.pop(key, None)
                 self.displays.pop(key, None)
@@ -91,6 +95,9 @@ class RunView:
             self.output[key] = (message.get("text", ""), message.get("size", 0))
         elif message.get("f") == "phase":
             self.phase[key] = message["phase"]
+            self.why.pop(key, None)
+            if message.get("why"):
+                self.why[key] = str(message["why"])
         elif message.get("f") == "display":
             shown = self.displays.setdefault(key, [])
             if message.get("update"):

@@ -481,9 +481,17 @@ class PanelData:
             "ended": _ms(state.ended_at),
             "peak_mb": _number(state.peak_mb),
             "cpu_s": _number(state.cpu_s),
-            "why": _text(state.blocked or state.why or "", SHORT * 3) or None,
+            "why": _text(state.blocked or self._waits(task) or state.why or "", SHORT * 3) or None,
             "cached": state.origin,
         }
+    def _waits(self, task: Task) -> str:
+        """What a pod of a cluster does before its worker speaks, and why it does not get on."""
+        key = (task.step, task.index, task.part)
+        phase = self._view.phase.get(key, "")
+        if self._view.state.tasks[task].state != "launched" or phase not in ("queued", "scheduled", "pulling", "starting", "importing"):
+            return ""
+        return ": ".join(filter(None, [phase, self._view.why.get(key)]))
+
 
     def _queued(self, task: Task, launched: float | None) -> float | None:
         """When all that it needs was there: the last end of what it reads, as far as that was before its launch."""

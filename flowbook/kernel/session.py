@@ -718,11 +718,12 @@ class Session:
         steps = [*spec.steps, *(origin.spec.steps if origin is not None else ())]
         if kubernetes is None and not any(name == "kubernetes" for step in steps for name, _ in step.options.extra):
             return spec, None
-        from flowbook.engine.launch.placing import placed, placement_of
+        from flowbook.engine.launch.placing import carried, placed, placement_of
 
         if kubernetes is None and origin is not None and self.settings.cluster is not None:
             kubernetes = placement_of(origin.spec)  # it goes on where it was
-        return placed(spec, self.settings.cluster, os.environ, every=kubernetes, yes=yes)
+        spec, cluster = placed(spec, self.settings.cluster, os.environ, every=kubernetes, yes=yes)
+        return (spec if cluster is None else carried(spec, self.store)), cluster
 
     def flow_class(self, name: str | None) -> type[FlowSpec] | None:
         """The FlowSpec class that the notebook calls so; None if that name is something else."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +14,12 @@ import pytest
 
 from flowbook.store import layout
 from flowbook.store.base import open_store
+from tests.kernel.conftest import Notebook
 from tests.launchers.fake_cluster import Denied, FakeCluster
 from tests.launchers.stage import Stage, cell, sweep
 from tests.stores.s3_server import Server, serve
+
+SEED = Path(__file__).parent.parent / "seed"
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +102,70 @@ def test_the_projects_key_is_named_where_the_engine_may_not_hand_it_over(stage: 
     stage.drive(cell("start", "x = 1"))
 
     assert stage.error("start")["type"] == "ImageError" and "has not got the project's key" in stage.error("start")["message"]
+
+
+# ---- the ways in: command line and notebook --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environ(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a person has set who uses the cluster and the bucket of the stage."""
+    given = {
+        "FLOWBOOK_STORE": f"s3://tests/{uuid.uuid4().hex}",
+        "FLOWBOOK_KUBERNETES_SECRET": "store",
+        "FLOWBOOK_KUBERNETES_SCALE": "0.01",
+        "KUBECONFIG": stage.environ["KUBECONFIG"],
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    return given
+
+
+@pytest.mark.parametrize("words", [("--with", "kubernetes", "run"), ("run", "--with", "kubernetes")], ids=" ".join)
+def test_the_seeds_flow_runs_in_the_cluster_from_the_command_line(
+    stage: Stage, environ: dict[str, str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    for name in ("foreach_flow.py", "training.py"):
+        (tmp_path / name).write_bytes((SEED / name).read_bytes())
+    command = [sys.executable, "foreach_flow.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Best LR: 0.01" in done.stdout, done.stdout
+    pods = {pod["metadata"]["name"]: pod for _, _, pod in stage.cluster.events}
+    assert len(pods) == 6
+    trained = [pod for pod in pods.values() if pod["metadata"]["annotations"]["flowbook/step"] == "train"]
+    amounts = trained[0]["spec"]["containers"][0]["resources"]["limits"]
+    assert amounts["nvidia.com/gpu"] == "1" and len(trained) == 3
+
+
+def test_a_notebook_runs_its_steps_in_the_cluster_and_loads_what_they_made(stage: Stage, environ: dict[str, str], tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path, kernel_env=environ)
+    try:
+        notebook.ok("%load_ext flowbook")
+        notebook.ok("def square(n):\n    return n * n")
+        (tmp_path / "rates.txt").write_text("1 2 3")
+        notebook.ok("%%flowstep start --files rates.txt\nrates = [int(word) for word in open('rates.txt').read().split()]")
+        notebook.ok('%%flowstep train --foreach "lr in rates" --memory 300MB\nscore = square(lr)\nprint("trained", lr)')
+        notebook.ok("%%flowstep pick --join train\nbest = max(train, key=lambda task: task.score)")
+        ran = notebook.ok("%flow run --with kubernetes")
+
+        assert notebook.value("best.lr, best.score") == "(3, 9)", ran.text
+        assert len({pod["metadata"]["name"] for _, _, pod in stage.cluster.events}) == 5
+        pod = json.loads(notebook.ok("%flow show train --pod").stdout)
+        assert pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == "64M"  # 300 MB, scaled, and the least there is
+        assert "only --with kubernetes is there" in notebook.fails("%flow run --with retry")
+    finally:
+        notebook.close()
+
+
+def test_a_cluster_that_is_not_there_ends_a_command_before_there_is_a_run(stage: Stage, environ: dict[str, str], tmp_path: Path) -> None:
+    for name in ("foreach_flow.py", "training.py"):
+        (tmp_path / name).write_bytes((SEED / name).read_bytes())
+    command = [sys.executable, "foreach_flow.py", "--with", "kubernetes", "run"]
+    env = {**os.environ, **environ, "KUBECONFIG": str(tmp_path / "nothing")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 3
+    assert "no cluster is set up here" in done.stderr and "Nothing was run" in done.stderr and "Traceback" not in done.stderr

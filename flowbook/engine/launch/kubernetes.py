@@ -43,6 +43,7 @@ IMAGE_S = 120.0  # for which an image may be refused before the attempt is given
 QUOTA_S = 5.0  # between two tries while a quota is used up
 LEAVING_S = 30.0  # beyond its grace, for which a pod may be on its way out; then its node is taken for dead
 KEPT_PODS = 500  # finished ones of a run; more are removed as it goes
+RUNTIME_S = 6 * 3600.0  # after which the runtime is sent again, or made young: nothing but pods refers to it
 LOG_BYTES = 10_000_000  # of output taken from the store to be shown; the whole of it stays there
 NOT_BEGUN = 78  # the exit code with which boot.py gives up
 
@@ -72,6 +73,7 @@ class Pods:
         self._connecting = asyncio.Lock()
         self._watches: dict[tuple[str, str], Watch] = {}  # (label of a run, namespace)
         self._runtime: str | None = None
+        self._runtime_until = 0.0
         self._anchors: dict[tuple[str, str], asyncio.Future[Json]] = {}
         self._keys: dict[str, asyncio.Future[str | None]] = {}  # namespace → the Secret that holds the project's key
         self._due = 0.0  # when the next pod may be created, by the loop's clock
@@ -138,8 +140,8 @@ class Pods:
         key = layout.order(order["flow"], order["run"], order["step"], index, number, part)
         kept = {name: value for name, value in order.items() if name not in ("cwd", "sys_path")}
         data = await self.call(trust.sign, self.store, key, kept | {"store": place_of(self.store)})
-        if self._runtime is None:
-            self._runtime = await self.call(self._put_runtime)
+        if self._runtime is None or time.monotonic() > self._runtime_until:
+            self._runtime, self._runtime_until = await self.call(self._put_runtime), time.monotonic() + RUNTIME_S
         await self.call(self.store.create, key, data)
         ask = ask_of(attempt, place_of(self.store), self._runtime, key)
         if self.store.key_file is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import mmap
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from flowbook.engine.launch.podspec import Ask, Cluster, asked, findings, in_clu
 from flowbook.errors import DefinitionError, Finding, SettingError
 from flowbook.spec.flow import Options, Spec
 from flowbook.store import package
+from flowbook.store.base import Store
 
 Json = Any
 
@@ -111,6 +113,22 @@ def packages_of(spec: Spec) -> dict[str, Json]:
         if entry.get("kind") == "module":
             roots.add(entry["module"].partition(".")[0])
     return _installed(roots)
+
+
+def carried(spec: Spec, store: Store) -> Spec:
+    """The spec with the content of its input files in the store, since pods do not see this machine's disk. Raises DefinitionError."""
+    files = {}
+    for path, known in spec.files.items():
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if known["size"] else b""
+                blob = store.put_blob([memoryview(content)])
+        except OSError as error:
+            raise DefinitionError(Finding(f"--files {path}", f"it cannot be read: {error.strerror}", "Run it again.")) from None
+        if blob != known["sha256"]:
+            raise DefinitionError(Finding(f"--files {path}", "it has changed while the run was being started", "Run it again."))
+        files[path] = {**known, "blob": blob}
+    return dataclasses.replace(spec, files=files)
 
 
 def _installed(roots: Iterable[str]) -> dict[str, Json]:

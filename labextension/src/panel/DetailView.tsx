@@ -58,7 +58,7 @@ function Facts({ task, now }: { task: Task; now: number }) {
     return (
         <dl class="fbp-facts">
             {facts.map(([name, value]) => <div><dt>{name}</dt><dd>{value}</dd></div>)}
-            {task.why && <div class="fbp-why"><dt>{task.state === "skipped" || task.launched === null ? "why" : "ran"}</dt><dd>{plain(task.why)}</dd></div>}
+            {task.why && <div class="fbp-why"><dt>{task.state === "skipped" || task.launched === null ? "why" : task.state === "launched" ? "now" : "ran"}</dt><dd>{plain(task.why)}</dd></div>}
         </dl>
     );
 }
