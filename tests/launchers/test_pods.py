@@ -153,3 +153,18 @@ def test_a_pod_of_the_attempts_name_is_not_made_twice(stage: Stage, fake: FakeCl
 
     assert stage.value("x", "start") == 1 and stage.happened().count("launched start") == 1
     assert len({pod["metadata"]["uid"] for _, _, pod in fake.events}) == 1
+
+
+def test_a_watch_that_is_told_410_reads_all_anew_and_misses_nothing(stage: Stage, fake: FakeCluster) -> None:
+    async def scene() -> int:
+        run = stage.run(*sweep(4, "import time\nprint('begun', flush=True)\ntime.sleep(5)\ny = x"))
+        driven = asyncio.create_task(run.drive())
+        await until(lambda: any("begun" in live.tail()[0] for live in run.live.values()), "the sweep")
+        fake.forget()
+        await driven
+        return 0
+
+    stage.complete(scene())
+
+    assert stage.log()[-1]["state"] == "succeeded"
+    assert [e["e"] for e in stage.log()].count("launched") == 6

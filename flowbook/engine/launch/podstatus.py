@@ -130,7 +130,7 @@ def _not_pulled(image: str, reason: str, message: str) -> Waits:
         return Waits("image", f"the image {image} may not be pulled: {cause}. {mend}", True)
     if _GONE.search(message):
         return Waits("image", f"there is no image {image}: {cause}. Correct --image (or @kubernetes(image=…), kubernetes_image)", True)
-    return Waits("image", f"the image {image} cannot be pulled: {cause}. Is the registry reachable from the nodes?")
+    return Waits("image", f"the image {image} cannot be pulled: {cause}. Is the registry reachable from the nodes? Else correct --image")
 
 
 def _last_cause(message: str) -> str:
