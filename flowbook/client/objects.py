@@ -324,8 +324,8 @@ class Run(Object):
 
     def _look(self) -> None:
         flow, run = self._parts
-        known = Glance(self._store, flow).ids()
-        if run not in known or not self._store.exists(layout.spec(flow, run)):
+        if not self._store.exists(layout.spec(flow, run)):
+            known = [name for name in Glance(self._store, flow).ids() if name != run]
             if not known:
                 raise place.not_found("flow", flow, self._store.names("flows"), "in this store")
             raise place.not_found("run", run, known, f"of {flow}")

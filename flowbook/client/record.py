@@ -14,13 +14,12 @@ from typing import Any
 
 from flowbook.client import values
 from flowbook.client.place import NotFound
-from flowbook.engine import events
 from flowbook.engine.events import Task as TaskId
 from flowbook.engine.state import ENDED, RunState, TaskState
 from flowbook.errors import EngineError, StoreError, StoreMissing
 from flowbook.spec import graph
 from flowbook.spec.flow import Spec, Step, from_json, is_token
-from flowbook.store import layout, results
+from flowbook.store import journal, layout, results, trust
 from flowbook.store.base import Store
 
 Json = Any
@@ -44,7 +43,7 @@ class Record:
         """`run.json` as it stands."""
         key = layout.spec(self.flow, self.run)
         try:
-            found = json.loads(self.store.get(key))
+            found = trust.read(self.store, key, self.store.get(key))
         except StoreMissing:
             raise NotFound(f"run {self.run} of {self.flow} is not in the store any more") from None
         except ValueError:
@@ -99,14 +98,13 @@ class Record:
             raise StoreError(f"{layout.spec(self.flow, self.run)} is damaged: its steps do not fit together ({error}).") from error
 
     def _fold(self, state: RunState) -> None:
-        for key in self.store.list(layout.log_prefix(self.flow, self.run)):
-            if key > self._read:
-                try:
-                    for event in events.unbatch(self.store.get(key), key):
-                        state.apply(event)
-                except (EngineError, KeyError, TypeError, ValueError) as error:
-                    raise StoreError(f"{key} is damaged: {error}") from error
-                self._read = key
+        for key, batch in journal.read(self.store, self.flow, self.run, self._read):
+            try:
+                for event in batch:
+                    state.apply(event)
+            except (EngineError, KeyError, TypeError, ValueError) as error:
+                raise StoreError(f"{key} is damaged: {error}") from error
+            self._read = key
 
     def task(self, step: str, index: Index) -> TaskState | None:
         """A task that was at least begun, or taken over from another run."""
@@ -138,7 +136,9 @@ class Record:
 
     @cached_property
     def reader(self) -> results.Reader:
-        return results.Reader(self.store, self.flow, values.Space(self.store, self.spec, self._commits))
+        found = results.Reader(self.store, self.flow, values.Space(self.store, self.spec, self._commits))
+        found.known(self.flow, self.run, self.raw)
+        return found
 
     def _commits(self, step: str) -> Iterator[Mapping[str, Json]]:
         for found in self.tasks(step):

@@ -17,7 +17,7 @@ from flowbook.engine.events import Index, Task
 from flowbook.engine.state import RunState, fold
 from flowbook.errors import StoreError
 from flowbook.spec.flow import Spec, Step, from_json
-from flowbook.store import layout
+from flowbook.store import journal, layout
 from flowbook.store.base import Store
 
 Json = Any
@@ -146,7 +146,7 @@ def read_index(store: Store, flow: str, run: str) -> tuple[dict[str, Json], bool
 
 def log_of(store: Store, flow: str, run: str) -> list[events.Event]:
     """All events of a run. Raises StoreError."""
-    return [event for key in store.list(layout.log_prefix(flow, run)) for event in events.unbatch(store.get(key), key)]
+    return [event for _, batch in journal.read(store, flow, run) for event in batch]
 
 
 def why_missed(step: Step, task: Task, read: Mapping[str, str], before: Before | None) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowbook.errors import StoreError
 from flowbook.spec.flow import task_name
+from flowbook.store import journal
 
 Json = Any
 Event = dict[str, Json]
@@ -99,15 +99,7 @@ def batch(packed: bytes) -> bytes:
 
 def unbatch(data: bytes, key: str) -> list[Event]:
     """The events of a log object. Raises StoreError, naming the key, for anything else."""
-    try:
-        found = json.loads(data)["events"]
-        if not isinstance(found, list) or not all(isinstance(event, dict) and isinstance(event.get("e"), str) for event in found):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(
-            f"{key} is damaged: it does not hold the events of a run. The results of the run are whole; start a new run."
-        ) from None
-    return found
+    return journal.checked(data, key)
 
 
 def _of(task: Task, kind: str, at: float, **facts: Json) -> Event:

@@ -25,7 +25,7 @@ from flowbook._version import __version__
 from flowbook.engine import events, registry
 from flowbook.engine.scheduler import Machine, Place, Run
 from flowbook.errors import StoreError
-from flowbook.store import layout
+from flowbook.store import journal, layout
 from flowbook.store.base import Store
 
 Json = Any
@@ -395,8 +395,7 @@ def _trouble(key: Key, message: str) -> dict[str, Json]:
 def _read_log(store: Store, key: Key) -> tuple[list[bytes], bool]:
     """The batches of a log in the store, and whether it holds the run's end."""
     batches, ended = [], False
-    for place in store.list(layout.log_prefix(*key)):
-        found = events.unbatch(store.get(place), place)
+    for _, found in journal.read(store, *key):
         ended = ended or any(event["e"] == "run_ended" for event in found)
         batches.append(events.pack(found))
     return batches, ended

@@ -21,7 +21,7 @@ from flowbook.kernel.engine import RunKey, RunView, environment, gone
 from flowbook.spec import flow as flows
 from flowbook.spec.amounts import ago_text
 from flowbook.spec.flow import Spec
-from flowbook.store import garbage, layout
+from flowbook.store import garbage, journal, layout
 
 if TYPE_CHECKING:
     from flowbook.kernel.session import FlowDef, Session
@@ -116,8 +116,8 @@ class Runs:
         # Engines are asked before the log is read: a run that nobody drives has then ended, or was left open.
         driven = {} if self.end_of(spec.flow, spec.run) else self._session.engine.driven()
         view, store = RunView(spec), self._session.store
-        for key in store.list(layout.log_prefix(spec.flow, spec.run)):
-            for event in events.unbatch(store.get(key), key):
+        for _, batch in journal.read(store, spec.flow, spec.run):
+            for event in batch:
                 view.apply(event)
         if view.ended is not None:
             return view

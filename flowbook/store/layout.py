@@ -3,6 +3,7 @@
     store.json                              the format's version
     flows/FLOW/RUN/run.json                 the spec; creating it takes the run's number
     flows/FLOW/RUN/run.log/000017.json          events, one writer
+    flows/FLOW/RUN/run.log.json             the log in one object, in stores where many cost requests; can be made again
     flows/FLOW/RUN/run.requests/NAME.json       what a reader asks of the run's engine (stop)
     flows/FLOW/RUN/run.keys.json            the keys of its tasks, for the cache; can be made again from the log
     flows/FLOW/RUN/run.tags/000003.json     the tags of a run after a change of them, see tags.py
@@ -74,6 +75,10 @@ def log(flow: str, run: str, number: int) -> str:
 
 def log_prefix(flow: str, run: str) -> str:
     return f"flows/{flow}/{run}/run.log/"
+
+
+def log_index(flow: str, run: str) -> str:
+    return f"flows/{flow}/{run}/run.log.json"
 
 
 def request(flow: str, run: str, name: str) -> str:

@@ -8,7 +8,9 @@ import textwrap
 
 import pytest
 
+from flowbook.client import Run, metadata
 from flowbook.store import layout
+from flowbook.store.s3_client import Client
 
 FLOW = """
 from flowbook import FlowSpec, step
@@ -89,6 +91,56 @@ def test_without_the_key_a_run_is_shown_and_not_loaded(place, tmp_path, s3_serve
     resumed = python(other, "flow.py", "resume", cwd=tmp_path)
     assert "[2/train/1] score 200000" in resumed  # nothing was taken from the run that is not believed: its steps ran anew
     assert "[3/train" not in python(other, "flow.py", "resume", cwd=tmp_path)
+
+
+MANY = """
+from flowbook import FlowSpec, step
+
+class Many(FlowSpec):
+    @step
+    def start(self):
+        for i in range(970):
+            setattr(self, f"a{i}", {i})
+        self.items = list(range(30))
+        self.next(self.each, foreach="items")
+
+    @step
+    def each(self):
+        self.square = self.input**2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+if __name__ == "__main__":
+    Many()
+"""
+
+
+def test_a_run_of_1000_artifacts_is_opened_in_5_requests_and_a_preview_takes_one(place, tmp_path, monkeypatch):
+    (tmp_path / "flow.py").write_text(MANY)
+    python(place, "flow.py", "run", cwd=tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    sent, exchange = [], Client._exchange
+    monkeypatch.setattr(Client, "_exchange", lambda *given: sent.append(given[1:4]) or exchange(*given))
+
+    metadata(f"{place['FLOWBOOK_STORE']}/default")
+    try:
+        run = Run("Many/1")
+        assert run.successful and [step.id for step in run.steps()] == ["start", "each", "join", "end"]
+        assert len(list(run["each"].tasks())) == 30
+        assert len(sent) <= 5, sent
+
+        sent.clear()
+        assert run["start"].task.artifacts.a969.preview == "{969}" and len(list(run["start"].task)) >= 970
+        assert len(sent) == 1, sent
+    finally:
+        metadata(None)
 
 
 KERNEL = """
