@@ -140,10 +140,14 @@ def test_a_sweep_is_seen_as_it_goes_and_after_it_failed(lab: Lab, tmp_path: Path
     assert page.locator(".fbp-printed .ansi-green").inner_text() == "ready"
     page.locator(".fbp-search input").fill("EPOCH 3")
     assert "1 of 11" in page.locator(".fbp-search").inner_text()
+    assert_readable(lab)
     page.get_by_role("tab", name="Artifacts").click()
     assert "0.875" in page.locator(".fbp-artifacts tr", has_text="score").inner_text()
 
     lab.theme(DARK)
+    page.get_by_role("tab", name="Output").click()
+    assert_readable(lab)
+    page.get_by_role("tab", name="Artifacts").click()
     lab.picture("panel-table-dark", whole=True)
     assert_readable(lab)
     page.get_by_role("tab", name="Timeline").click()
