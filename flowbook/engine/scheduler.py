@@ -34,7 +34,7 @@ from flowbook.engine.cache import Cache
 from flowbook.engine.events import DIED, Event, Json, Task
 from flowbook.engine.launch.fork import ForkServers
 from flowbook.engine.launch.local import Attempt, Exit, Frame, LocalLauncher, find_devices, machine_capacity
-from flowbook.engine.launch.podspec import Cluster, asked, in_cluster, pod_of
+from flowbook.engine.launch.podspec import Cluster, asked, hub_image, in_cluster, pod_of
 from flowbook.engine.state import Cancel, Finish, Launch, RunState, Skip, Wake, decide
 from flowbook.errors import StoreError, StoreMissing, StoreTooNew
 from flowbook.spec.flow import Options, Resources, Spec, Step, from_json, next_token
@@ -101,7 +101,7 @@ class Machine:
         if key not in self.clusters:
             from flowbook.engine.launch.kubernetes import Pods
 
-            self.clusters[key] = Pods(store, Cluster.read(place.cluster), place.env)
+            self.clusters[key] = Pods(store, Cluster.read({"image": hub_image(place.env), **place.cluster}), place.env)
         return self.clusters[key]
 
     def close(self) -> None:
@@ -242,6 +242,7 @@ class Run:
         self._wake, self._poked = asyncio.Event(), asyncio.Event()
         self._seen: set[str] = set()  # request objects
         self._pod_grants: dict[Task, Resources] = {}  # of pods that this run has in a cluster
+        self._driving: asyncio.Task[Any] | None = None
         self._broken: BaseException | None = None
         self._given_up = self._over_here = False
         self._folder: Path | None = None
@@ -259,6 +260,7 @@ class Run:
     async def drive(self) -> str | None:
         """Drive the run to its end and give its state; None if this engine cannot go on with it (it has said so)."""
         self.machine.wakers.add(self._wake.set)
+        self._driving = asyncio.current_task()
         requests: asyncio.Task[None] | None = None
         try:
             spec = await self._insist(self._load)
@@ -306,6 +308,17 @@ class Run:
         self._patience_s = min(self._patience_s, STOP_PATIENCE_S)
         self._inbox += [events.stop_requested(self._clock()), events.stop_requested(self._clock())]
         self._wake.set()
+
+    def leave(self) -> bool:
+        """Leave the run open, for a later engine to go on with, if it has pods in a cluster: those live on. False if it has none.
+
+        The engine itself is asked to end, as when a hub takes the pod of an idle notebook away; a training must not end by that.
+        """
+        if not self._pod_grants or self._driving is None:
+            return False
+        self._pods.stop_on_cancel = False
+        self._driving.cancel()
+        return True
 
     def show_output(self) -> None:
         """Tell followers what was printed since the last call."""

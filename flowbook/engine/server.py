@@ -190,10 +190,11 @@ class Server:
         self._wake_followers(key)
 
     def stop(self) -> None:
-        """Stop all runs tidily: workers are ended, the logs say stopped; then the process ends."""
+        """Stop all runs tidily: workers are ended, the logs say stopped; runs with pods in a cluster are left open. Then the process ends."""
         self._stopping = True
         for run in self.runs.values():
-            run.stop()
+            if not run.leave():
+                run.stop()
         self._busy.set()
 
     async def _listen(self, path: Path) -> asyncio.AbstractServer:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowbook.engine.launch.podspec import Ask, Cluster, asked, findings, in_cluster, manifest, pod_of
+from flowbook.engine.launch.podspec import Ask, Cluster, asked, findings, hub_image, in_cluster, manifest, pod_of
 from flowbook.errors import DefinitionError, Finding, SettingError
 from flowbook.spec.flow import Options, Spec
 from flowbook.store import package
@@ -28,7 +28,6 @@ NO_STORE = (
 )
 MOST_PODS, MOST_GPUS = 2000, 1_000_000  # with --yes; the first is what a namespace bears
 LASTING = ("namespace", "image", "service_account", "secrets")  # of --with kubernetes, kept by a resume
-HUB_IMAGES = ("JUPYTER_IMAGE_SPEC", "JUPYTER_IMAGE")  # as hubs tell the image of the kernel's own pod
 
 
 def with_kubernetes(options: Options, arguments: Mapping[str, Json]) -> Options:
@@ -70,8 +69,7 @@ def placed(
             return spec, None  # @kubernetes alone: it is said that it has no effect here
         raise DefinitionError(Finding("--with kubernetes", NO_STORE))
     told = dict(settings)
-    image = next((environ[name] for name in HUB_IMAGES if environ.get(name)), None)
-    if image is not None:
+    if (image := hub_image(environ)) is not None:
         told.setdefault("image", image)
     if yes:
         told |= {"max_pods": MOST_PODS, "max_gpus": MOST_GPUS}
@@ -88,8 +86,7 @@ def placed(
 def shown_pod(flow: str, step: str, options: Options, settings: Mapping[str, Json] | None, environ: Mapping[str, str]) -> str:
     """The pod of a step's first task as it would be created, as JSON; boot.py and the store's words are left out."""
     told = dict(settings or {})
-    image = next((environ[name] for name in HUB_IMAGES if environ.get(name)), None)
-    cluster = Cluster.read({"image": image, **told})
+    cluster = Cluster.read({"image": hub_image(environ), **told})
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     env = {name: environ.get(name, "") if value is None else value for name, value in options.env}
     ask = Ask(flow, "RUN", step, resources=asked(options), timeout_s=options.timeout_s, env=env, **pod_of(options, python))

@@ -305,6 +305,13 @@ def _boot() -> str:
     return importlib.resources.files("flowbook.engine.launch").joinpath("boot.py").read_text()
 
 
+HUB_IMAGES = ("JUPYTER_IMAGE_SPEC", "JUPYTER_IMAGE")  # as hubs tell the image of the kernel's own pod
+
+
+def hub_image(environ: Mapping[str, str]) -> str | None:
+    return next((environ[name] for name in HUB_IMAGES if environ.get(name)), None)
+
+
 def image_of(ask: Ask, cluster: Cluster) -> str:
     """--image or @kubernetes(image=…), else the setting, else the stock image of the Python that started the run."""
     minor = ".".join(ask.python.split(".")[:2]) or "3"
