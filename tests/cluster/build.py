@@ -120,7 +120,7 @@ def _build(module: str) -> None:
     print(f"flowbook: building {', '.join(PROGRAMS[module])}", file=sys.stderr, flush=True)
     fresh = Path(tempfile.mkdtemp(prefix=f"{module}.", dir=cache()))
     try:
-        source = prepared(module, fresh)
+        source = GO / module
         for attempt in range(1, TRIES + 1):  # a download that hangs is ended and tried again
             failure = _go(["mod", "download"], source, DOWNLOAD_S)
             if not failure:
@@ -130,6 +130,8 @@ def _build(module: str) -> None:
             time.sleep(attempt * 3)
         out = fresh / "bin"
         out.mkdir()
+        if module == "argo":
+            source = _mended_argo(fresh / "source")
         failure = _go(["build", "-trimpath", "-ldflags", f"-s -w {FLAGS.get(module, '')}", "-o", f"{out}/", "tool"], source, BUILD_S)
         if failure:
             raise CannotBuild(f"go build in {source} failed.\n{failure}")
@@ -147,9 +149,18 @@ def _build(module: str) -> None:
     print(f"flowbook: built {module} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def prepared(module: str, fresh: Path) -> Path:
-    """The folder in which a module is built: as it stands in the checkout, or a mended copy of it under `fresh`."""
-    return GO / module
+def _mended_argo(source: Path) -> Path:
+    """A copy of the module `argo` with its requirements in it, and in them the file that a module's archive cannot hold.
+
+    argoexec's signal_linux.go is a symbolic link to signal_darwin.go, and archives of Go modules leave links out.
+    """
+    shutil.copytree(GO / "argo", source)
+    failure = _go(["mod", "vendor"], source, DOWNLOAD_S)
+    if failure:
+        raise CannotBuild(f"the Go modules of argo cannot be copied.\n{failure}")
+    folder = source / "vendor/github.com/argoproj/argo-workflows/v3/workflow/executor/osspecific"
+    shutil.copy(folder / "signal_darwin.go", folder / "signal_linux.go")
+    return source
 
 
 def module_folder(module: str, path: str) -> Path:
