@@ -9,7 +9,7 @@ import json
 import pytest
 
 from flowbook.engine.launch import kubernetes
-from flowbook.spec.flow import Resources, Retry
+from flowbook.spec.flow import Card, Resources, Retry
 from flowbook.store import layout
 from tests.launchers.stage import Stage, cell, sweep, until
 
@@ -175,3 +175,25 @@ def test_a_private_or_missing_image_ends_the_attempt_with_what_to_do(stage: Stag
 
     message = stage.error("start")["message"]
     assert "missing/image:1" in message and "--image" in message
+
+
+def test_a_card_is_seen_while_its_step_runs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a stream where ports can be forwarded, else as it is stored."""
+    monkeypatch.setattr(kubernetes, "SNAPSHOT_S", 0.3)
+    body = (
+        "import time\nend = time.monotonic() + 12\nwhile time.monotonic() < end:\n    card.metric('loss', end)\n    time.sleep(0.2)\nx = 1"
+    )
+    seen: list[bool] = []
+
+    async def scene() -> None:
+        run = stage.run(cell("start", body, saves="x", cards=(Card("blank", refresh_interval_s=0.5),)))
+        driven = asyncio.create_task(stage.follow(run))
+        await until(lambda: driven.done() or any(m.get("f") == "card" for m in stage.said), "a card")
+        seen.append(bool(run.live))
+        await driven
+
+    stage.complete(scene())
+
+    assert seen == [True]
+    card = next(m for m in stage.said if m.get("f") == "card")
+    assert card["step"] == "start" and card["card"]["state"] == "running" and "loss" in json.dumps(card["card"])

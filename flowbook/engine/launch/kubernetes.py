@@ -39,6 +39,7 @@ T = TypeVar("T")
 RATE, BURST = 40.0, 20  # pods created a second
 WORKERS = 12  # requests at once
 STREAMS = 32
+SNAPSHOT_S = 5.0  # between two looks at stored cards, where they cannot come live
 IMAGE_S = 120.0  # for which an image may be refused before the attempt is given up
 QUOTA_S = 5.0  # between two tries while a quota is used up
 LEAVING_S = 30.0  # beyond its grace, for which a pod may be on its way out; then its node is taken for dead
@@ -604,11 +605,27 @@ class Live:
                         delay = 0.2
                         if frame.get("f") == "end":
                             return
+            except Refused:
+                self._snapshots()  # no right to forward ports
+                return
             except (OSError, ValueError):
                 pass
             if self._closed.wait(delay):
                 return
             delay = min(2 * delay, 30)
+
+    def _snapshots(self) -> None:
+        """Cards as the worker stores them, every some seconds."""
+        ask, store = self._pod.ask, self._pod.launcher.store
+        prefix = layout.card_prefix(ask.flow, ask.run, ask.step, ask.index, ask.attempt)
+        shown: dict[str, int] = {}
+        while not self._closed.wait(SNAPSHOT_S):
+            with contextlib.suppress(StoreError, ValueError, KeyError, TypeError):  # looked at again in a moment
+                for key in store.list(prefix):
+                    card = json.loads(store.get(key))
+                    if card["n"] > shown.get(key, -1):
+                        shown[key] = card["n"]
+                        self._tell({"f": "card", "id": card["id"], "v": card["n"], "card": card})
 
     def _tell(self, frame: Frame) -> None:
         with contextlib.suppress(RuntimeError):
