@@ -58,6 +58,7 @@ from flowbook.spec.flow import Card as CardOptions
 from flowbook.store import layout
 from flowbook.store.files import FilesStore
 from flowbook.worker import card as live
+from flowbook.worker import output
 from tests.test_scheduler import Bench, step
 from tests.worker_project import FLOW, RUN, Project, cell
 
@@ -384,6 +385,12 @@ def test_figures_and_images_of_libraries_become_images() -> None:
     for mode in ("RGB", "F", "CMYK"):
         assert Image.from_pil_image(Pillow.new(mode, (3, 3)), "dot").to_json()["src"].startswith("data:image/png")
     assert convert.component_of(Pillow.new("L", (2, 2))).type == "image"
+    assert len(Image(Pillow.new("RGB", (6_000, 10))).to_json()["src"]) < 10_000, "a photograph is made smaller"
+    _, axes = pyplot.subplots(1, 2)
+    assert convert.component_of(axes).type == "image"
+    grid = type("Grid", (), {"figure": figure, "savefig": figure.savefig})()
+    assert convert.component_of(grid).type == "image", "as those of seaborn"
+    assert convert.component_of(memoryview(PNG)).type == "image"
     pyplot.close("all")
 
 
@@ -809,6 +816,36 @@ def test_a_store_that_hangs_holds_no_refresh_up(stage: Stage) -> None:
     stage.store.free.set()
 
     assert len(stage.until(lambda frame: frame["v"] == 100)[-1]["card"]["components"]) == 100
+
+
+def test_an_engine_that_is_gone_holds_no_refresh_up_and_the_card_is_stored(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    object.__setattr__(stage.cards.task, "send_line", output.Frames(write_end).send_line)
+    for _ in range(100):
+        stage.cards.append("x")
+        stage.cards.refresh()
+
+    assert stage.store.cards.get(timeout=20)["state"] == "running"
+    assert stage.cards.sender.end() and capsys.readouterr().err == ""
+    os.close(write_end)
+
+
+def test_a_consumer_that_hangs_holds_no_refresh_up_and_the_end_of_the_task_only_so_long(stage: Stage) -> None:
+    entered, free = threading.Event(), threading.Event()
+
+    def hang(line: bytes) -> None:
+        entered.set()
+        free.wait()
+
+    object.__setattr__(stage.cards.task, "send_line", hang)
+    stage.cards.refresh()
+    assert entered.wait(20)
+    for _ in range(1_000):
+        stage.cards.refresh(force=True)  # would hang here
+
+    assert not stage.cards.sender.end(within_s=0.05)
+    free.set()
 
 
 def test_what_a_slow_store_takes_is_no_reason_to_wait_with_the_next_frame(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,12 @@ from flowbook.engine import events
 from flowbook.engine.events import Event, Task
 from flowbook.kernel import panel_data
 from flowbook.kernel.engine import RunView
+from flowbook.kernel.lasting import lasting_html
 from flowbook.kernel.panel_data import Made, PanelData, card_key
 from flowbook.kernel.runs import Run
 from flowbook.spec.flow import Retry
+from flowbook.store import layout
+from flowbook.store.memory import MemoryStore
 from tests.stories.test_state import flow, step
 
 NOW = 1_000_000.0
@@ -555,3 +558,51 @@ def test_the_card_of_an_attempt_that_waits_to_be_tried_again_does_not_say_that_i
     fresh.heard(frame(0, 1, {"type": "markdown", "text": "so far"}))
     fresh._view.ended = "lost"
     assert fresh.shown(NOW + 100).cards[card_key(work(0), "main")]["state"] == "failed"
+
+
+# ---- what it adds to a notebook ---------------------------------------------------------------------------------------------------
+
+
+def realistic(i: int) -> Any:
+    """A card of a training: text, a table, two lines of 500 points, and every third one a picture."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    from flowbook.cards import Image, LineChart, Markdown, ProgressBar, Table
+
+    chart = LineChart("loss")
+    for n in range(500):
+        chart.add("train", 1 / (n + 1) + i, n)
+        chart.add("test", 1 / (n + 2) + i, n)
+    parts = [Markdown(f"## Task {i}\n" + "What it does. " * 20), ProgressBar(100, value=i), chart]
+    parts.append(Table([[n, n * 0.123456789 * i, f"word {n}"] for n in range(50)], ["n", "x", "word"]))
+    if i % 3 == 0:
+        figure, axes = pyplot.subplots()
+        axes.plot([(n * i) % 17 for n in range(200)])
+        parts.append(Image(figure))
+        pyplot.close(figure)
+    head = {"id": "main", "type": "blank", "state": "succeeded", "n": 1}
+    return wire.write(head, [(f"#{n}", part.freeze()) for n, part in enumerate(parts)])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_fifty_cards_add_less_than_two_megabytes_to_a_notebook(large: bool) -> None:
+    data = panel(*(event for i in range(50) for event in ran(i)), count=50)
+    spec = replace(data._run.spec, sources={"<w>": {"source": "card.append(1)"}})
+    run = Run(spec, data._view)
+    picture = {"type": "image", "id": "#0", "src": "data:image/png;base64," + "A" * 400_000}
+    store = MemoryStore()
+    for i in range(50):
+        raw = json.dumps({"v": 1, "id": "main", "state": "succeeded", "components": [picture]}).encode() if large else realistic(i)
+        store.put(layout.card(spec.flow, spec.run, "work", (i,), 0, "main"), raw)
+        data.stored[work(i)] = {"main": wire.read(raw)}
+    shown = data.shown(NOW + 100)
+    lasts = lasting_html(store, run, {})
+
+    assert len(shown.cards) >= (2 if large else 20) and len(json.dumps(shown.cards)) + len(lasts.encode()) < 2_000_000
+    assert "cards of 46 more tasks" in lasts, "what is left out is said"
+
+
+def test_the_bundle_of_the_panel_stays_small() -> None:
+    built = Path(panel_data.__file__).parent.parent / "static" / "panel.js"
+    if not built.exists():
+        pytest.skip("the panel is not built: make panel")
+    assert built.stat().st_size <= 150_000

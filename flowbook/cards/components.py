@@ -32,6 +32,7 @@ ROWS, COLUMNS, CELLS = 1_000, 100, 20_000  # of a table
 PREVIEW_ROWS = 100  # of a data frame
 VEGA_BYTES = 4_000_000
 IMAGE_BYTES = 3_000_000
+PIXELS = 2_000  # of a side of a PIL image
 EVENTS = 1_000  # of a timeline
 POINTS = 2_000  # of one line
 SERIES = 50  # of one chart
@@ -511,11 +512,20 @@ def _drawn(value: object) -> bytes:
     if callable(savefig := getattr(figure, "savefig", None)):
         savefig(buffer, format="png", bbox_inches="tight")
     elif callable(getattr(value, "save", None)) and hasattr(value, "mode"):
-        image: Any = value
+        image: Any = _bounded(value)
         (image if image.mode in _PNG_MODES else image.convert("RGB")).save(buffer, format="PNG")
     else:
         raise Unshowable(f"a {preview.type_name(value)} is no image: give bytes, a path, a PIL image or a matplotlib figure")
     return buffer.getvalue()
+
+
+def _bounded(image: Any) -> Any:
+    """A PIL image with at most PIXELS on a side: what a photograph has beyond that is not seen in a card, and would not go into it."""
+    if max(image.size) <= PIXELS:
+        return image
+    smaller = image.copy()
+    smaller.thumbnail((PIXELS, PIXELS))
+    return smaller
 
 
 # ---- numbers and values ----------------------------------------------------------------------------------------------

@@ -45,13 +45,14 @@ def _component_of(value: object) -> Component:
         frames.is_a(value, "matplotlib.figure", "Figure")
         or frames.is_a(value, "matplotlib.axes", "Axes")
         or frames.is_a(value, "PIL.Image", "Image")
+        or _is_figure(value)
     ):
         return parts.Image(value)
     if _is_altair(value):
         return parts.VegaChart(value)
     if frames.is_a(value, "plotly.basedatatypes", "BaseFigure"):
         return plotly_chart(value)
-    if isinstance(value, (bytes, bytearray)):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return parts.Image(bytes(value))
     if isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and any(isinstance(part, (Mapping, list)) for part in value)):
         return parts.JSONViewer(value)
@@ -78,6 +79,14 @@ def _by_its_repr(value: object) -> Component:
 
 def _svg(text: str | bytes) -> Component:
     return parts.Image(text.encode() if isinstance(text, str) else text)
+
+
+def _is_figure(value: object) -> bool:
+    """Whether it is what plt.subplots gives beside the figure, an array of axes, or a grid of seaborn, which is drawn by its figure."""
+    first = next(iter(value.flat), None) if frames.is_a(value, "numpy", "ndarray") else getattr(value, "figure", None)  # type: ignore[attr-defined]
+    return frames.is_a(first, "matplotlib.axes", "Axes") or (
+        frames.is_a(first, "matplotlib.figure", "Figure") and callable(getattr(value, "savefig", None))
+    )
 
 
 def _is_altair(value: object) -> bool:

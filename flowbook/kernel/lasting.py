@@ -7,6 +7,7 @@ each step the cards of its first tasks, and in all not more than MOST_CHARS; wha
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,11 @@ def lasting_html(store: Store, run: Run, states: Mapping[str, str]) -> str:
         room -= len(page)
         opened = " open" if len(blocks) < OPEN else ""
         blocks.append(f"<details{opened}><summary>card of {html.escape(name)}</summary>{page}</details>")
-    if left_out:
-        blocks.append(
-            f'<div class="fb-dim">{left_out} more cards: <code>%flow card {html.escape(run.id)}/STEP{html.escape(run.option)}</code></div>'
-        )
+    ended = Counter(task.step for task, state in run.view.state.tasks.items() if task.part == "body" and state.ended_at is not None)
+    tasks = sum(max(count - TASKS_OF_A_STEP, 0) for count in ended.values()) if blocks or left_out else 0
+    if left_out or tasks:
+        more = " and ".join([*([f"{left_out} more cards"] if left_out else []), *([f"cards of {tasks:,} more tasks"] if tasks else [])])
+        blocks.append(f'<div class="fb-dim">{more}: <code>%flow card {html.escape(run.id)}/STEP{html.escape(run.option)}</code></div>')
     return drawn + (drawing.STYLE + "".join(blocks) if blocks else "")
 
 

@@ -39,7 +39,7 @@ ALL_ROWS = 1_000  # of all tables together
 COLUMNS = 24  # of one table
 DETAILS = 24  # tasks with details
 DETAIL_BYTES = 1_000_000  # of all details together, roughly
-CARD_BYTES = 2_000_000  # of all cards together, roughly
+CARD_BYTES = 1_500_000  # of all cards together, roughly: with the copy that lasts less than 2 MB in the notebook
 CARDS_KEPT, CARDS_KEPT_BYTES = 64, 64_000_000  # tasks whose live cards are kept
 OUTPUT, OUTPUT_LOOKED_AT = 4_000, 60_000  # characters of a task's output: unasked, and of one that somebody looks at
 IMAGE_CHARS = 400_000  # of what one task displayed
@@ -484,6 +484,7 @@ class PanelData:
             "why": _text(state.blocked or self._waits(task) or state.why or "", SHORT * 3) or None,
             "cached": state.origin,
         }
+
     def _waits(self, task: Task) -> str:
         """What a pod of a cluster does before its worker speaks, and why it does not get on."""
         key = (task.step, task.index, task.part)
@@ -491,7 +492,6 @@ class PanelData:
         if self._view.state.tasks[task].state != "launched" or phase not in ("queued", "scheduled", "pulling", "starting", "importing"):
             return ""
         return ": ".join(filter(None, [phase, self._view.why.get(key)]))
-
 
     def _queued(self, task: Task, launched: float | None) -> float | None:
         """When all that it needs was there: the last end of what it reads, as far as that was before its launch."""

@@ -327,6 +327,21 @@ def test_a_task_that_refreshes_all_the_time_sends_little_and_the_last_state_arri
     assert len(page.sizes) < 60 and max(page.sizes) < 200_000
 
 
+def test_vega_comes_once_for_all_panels_of_a_kernel(page: Page) -> None:
+    page.run(
+        "%%flowstep start\nfrom flowbook.cards import VegaChart\ncard.append(VegaChart({'data': {'values': [{'x': 1}]}, 'mark': 'bar'}))"
+    )
+    page.run("%flow run")
+    first = page.ended()
+    page.until(lambda: first.get("vega"))
+    page.run("%flow run --fresh")
+    second = page.panel(1)
+    page.until(lambda: second.get("vega"))
+
+    assert first["vega"] == second["vega"] and first["vega"]["model"] in page.models
+    assert len([model for model in page.models.values() if "head" not in model and "_esm" in model]) == 1
+
+
 # ---- executed notebooks -------------------------------------------------------------------------------------------------------
 
 
