@@ -12,7 +12,19 @@ import pytest
 
 from flowbook.engine.launch import podspec, podstatus
 from flowbook.engine.launch.placing import placed
-from flowbook.engine.launch.podspec import Ask, Cluster, asked, findings, limits, manifest, merged, pod_name, read_tiers, run_label, tier_of
+from flowbook.engine.launch.podspec import (
+    Ask,
+    Cluster,
+    asked,
+    findings,
+    manifest,
+    merged,
+    pod_name,
+    read_tiers,
+    requests,
+    run_label,
+    tier_of,
+)
 from flowbook.errors import DefinitionError, SettingError
 from flowbook.spec.flow import Options, Resources, Spec, Step
 
@@ -75,7 +87,13 @@ def test_the_tier_follows_from_the_number_of_gpus(gpus: int, name: str) -> None:
     ],
 )
 def test_amounts(resources: Resources, scale: float, amounts: dict[str, str]) -> None:
-    assert limits(resources, scale) == amounts
+    assert requests(resources, scale) == amounts
+
+
+def test_less_than_a_core_is_no_brake_where_the_node_is_idle() -> None:
+    found = manifest(ask(resources=Resources(cpu=0.01, memory_mb=64)), Cluster())["spec"]["containers"][0]["resources"]
+
+    assert found == {"requests": {"cpu": "10m", "memory": "64M"}, "limits": {"cpu": "1", "memory": "64M"}}
 
 
 def test_of_resources_and_kubernetes_the_larger_counts() -> None:

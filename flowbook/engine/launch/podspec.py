@@ -263,13 +263,13 @@ def _larger(one: int | None, other: Any) -> int | None:
     return max((int(each) for each in (one, other) if each), default=None)
 
 
-def limits(ask: Resources, scale: float = 1.0, vendor: str = "nvidia") -> dict[str, str]:
-    """Kubernetes limits for one attempt; requests are the same.
+def requests(ask: Resources, scale: float = 1.0, vendor: str = "nvidia") -> dict[str, str]:
+    """Kubernetes requests for one attempt; limits are the same, but for less than a core (see `limits`).
 
     Memory and disk are megabytes of 10**6 bytes (the seed, "The @resources Decorator": 64000 is 64 GB), hence "64000M", never "Mi".
     `cpu` is cores, `gpu` whole devices, absent when 0. `scale` shrinks cpu, memory and disk for small test nodes.
 
-    >>> limits(Resources(cpu=8, memory_mb=32000, gpu=1))
+    >>> requests(Resources(cpu=8, memory_mb=32000, gpu=1))
     {'cpu': '8', 'memory': '32000M', 'nvidia.com/gpu': '1'}
     """
     found = {"cpu": _cpu(ask.cpu * scale), "memory": f"{_scaled(ask.memory_mb or MEMORY_MB, scale, 64)}M"}
@@ -278,6 +278,14 @@ def limits(ask: Resources, scale: float = 1.0, vendor: str = "nvidia") -> dict[s
     if ask.gpu:
         found[f"{vendor}.com/gpu"] = str(ask.gpu)
     return found
+
+
+def limits(amounts: Mapping[str, str], cores: float) -> dict[str, str]:
+    """The limits beside requests. A pod that asks for less than a core may use up to one where the node has it idle.
+
+    For with a limit of 10m a Python takes half a minute to import what a worker is made of.
+    """
+    return {**amounts, "cpu": "1"} if cores < 1 else dict(amounts)
 
 
 def _scaled(megabytes: int, scale: float, least: int) -> int:
@@ -378,7 +386,7 @@ def _spec(ask: Ask, cluster: Cluster) -> dict[str, Json]:
 
 def _container(ask: Ask, cluster: Cluster, mounts: list[Json]) -> dict[str, Json]:
     own = ask.kubernetes
-    amounts = limits(ask.resources, cluster.scale, own.get("gpu_vendor") or "nvidia")
+    amounts = requests(ask.resources, cluster.scale, own.get("gpu_vendor") or "nvidia")
     secrets = [*filter(None, [cluster.secret, ask.key_secret]), *_names(own.get("secrets"))]
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     container: dict[str, Json] = {
@@ -386,7 +394,7 @@ def _container(ask: Ask, cluster: Cluster, mounts: list[Json]) -> dict[str, Json
         "image": image_of(ask, cluster),
         "command": [own.get("executable") or "python3", "-c", _boot()],
         "env": [{"name": name, "value": value} for name, value in _environment(ask).items()],
-        "resources": {"limits": amounts, "requests": dict(amounts)},
+        "resources": {"limits": limits(amounts, ask.resources.cpu * cluster.scale), "requests": amounts},
         "securityContext": {**security, **(own.get("security_context") or {})},
         "volumeMounts": mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",  # a worker that never came to speak has left its last lines there
