@@ -342,14 +342,17 @@ def start(layout: Layout, archive: Path) -> Cluster:
     for part in _first(layout):
         _start(init, layout, part)
 
-    with ThreadPoolExecutor() as pool:
-        pauses = pool.submit(_load_images, init, layout, archive)
+    pool = ThreadPoolExecutor(1)
+    try:
+        loading = pool.submit(_load_images, init, layout, archive)
         admin = Kube(Path(layout.at("kube", "admin")))
         _wait_for(init, lambda: _ready(admin), "kube-apiserver", "is ready")
         for part in parts.controllers(layout):
             _start(init, layout, part)
         _wait_for(init, lambda: _node_ready(admin), "kubelet", "reports its node as Ready")
-        pauses.result()
+        loading.result()
+    finally:
+        pool.shutdown(wait=False)  # if something failed: it ends with the cluster
     s3 = S3(layout.s3, parts.S3_KEY, parts.S3_SECRET, parts.S3_REGION, BUCKET)
     _wait_for(init, lambda: _answers(layout.host, parts.S3_PORT), "versitygw", "answers")
     layout.home.joinpath("s3", BUCKET).mkdir()  # a bucket of the gateway is a folder
@@ -627,10 +630,10 @@ def _neighbour(address: str) -> str:
 
 
 def _cgroups(layout: Layout) -> list[Path]:
-    """The cluster's folder in each hierarchy of this machine: those of version 1 where there are any, else that of version 2."""
+    """The cluster's folder in each hierarchy of this machine. (Beside those of version 1 there may be an idle one of version 2.)"""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    found = {kind: [fields[4] for fields in mounts if fields[fields.index("-") + 1] == kind] for kind in ("cgroup", "cgroup2")}
-    return [Path(point + layout.cgroup) for point in found["cgroup"] or found["cgroup2"]]
+    found = [fields[4] for fields in mounts if fields[fields.index("-") + 1] in ("cgroup", "cgroup2")]
+    return [Path(point + layout.cgroup) for point in found]
 
 
 def _make_cgroup(folder: Path) -> None:
