@@ -28,7 +28,7 @@ from flowbook.client.values import load as load_value
 from flowbook.engine.state import TaskState
 from flowbook.errors import DefinitionError, Finding, StoreMissing
 from flowbook.spec.flow import Step as StepSpec
-from flowbook.store import glance, layout, preview, tags
+from flowbook.store import codec, glance, layout, preview, tags
 from flowbook.store.base import Store, open_store
 from flowbook.store.glance import Glance, Row
 from flowbook.store.results import TaskError
@@ -842,6 +842,10 @@ class Artifact(Object):
         """The value, loaded anew each time. An array is mapped, not read. Raises ArtifactError if it cannot be loaded here."""
         parts = [part for part in self._parts if part]
         return load_value(self._record.reader, self._entry, "/".join(parts))
+
+    def rows(self, start: int | None = None, stop: int | None = None) -> Any:
+        """``data[start:stop]`` of a numpy array, of which only these rows are read: from a bucket too. Raises ArtifactError for all else."""
+        return codec.rows(self._store, self._entry, start, stop, name="/".join(part for part in self._parts if part))
 
     @property
     def sha(self) -> str:

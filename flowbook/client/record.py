@@ -6,7 +6,6 @@ engine is asked; what only it knows (what a task prints while it runs) is not he
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property

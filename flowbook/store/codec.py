@@ -5,13 +5,14 @@ The file format, which an entry's blob or inline text holds:
     b"FLOWBK1\\n"                       magic
     u32 little-endian                  length of the header
     header, JSON                       {"type", "size", "repr"?, "shape"?, "dtype"?, "pickle": [offset, length],
-                                        "buffers": [[offset, length], …], "refs": [[qualname, key], …], "blobs"?: [hash, …]}
+                                        "buffers": [[offset, length], …], "refs": [[qualname, key], …], "blobs"?: [hash, …], "rows"?: dtype}
     zeros up to a multiple of 64       the payload begins here; offsets count from here
     pickle, protocol 5
     raw out-of-band buffers            each at a multiple of 64
 
 So an array is opened by mapping the file: nothing is copied, and writing into it stays private. `refs` are definitions of the
-notebook's main namespace that the value needs, `blobs` are further blobs that it reads when loaded.
+notebook's main namespace that the value needs, `blobs` are further blobs that it reads when loaded. With `rows` the only buffer is a
+plain array's rows, one after the other, which can be read in part.
 
 Functions named `_…` here stand in pickles by name: they may grow, but never move.
 """
@@ -119,6 +120,8 @@ def encode(
     header |= {"pickle": [0, length], "buffers": places, "refs": sorted([q, k] for q, k in pickled.refs.items())}
     if pickled.blobs:
         header["blobs"] = sorted(pickled.blobs)
+    if (rows := _rows_of(value, pickled.buffers)) is not None:
+        header["rows"] = rows
     return Encoded(
         [_head(header), *pickled.stream, *_padded(length, pickled.buffers)],
         header,
@@ -389,6 +392,53 @@ def _unloadable(name: str, error: Exception) -> ArtifactError:
     return ArtifactError(
         f"{name} cannot be loaded: {type(error).__name__}: {error}. It may have been saved with other versions of its packages."
     )
+
+
+# ---- a part of an array ------------------------------------------------------------------------------------------------
+
+
+def _rows_of(value: Any, buffers: list[memoryview]) -> str | None:
+    """The dtype of an array whose rows stand one after the other in the one buffer; None for all else."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray or not value.ndim or len(buffers) != 1:
+        return None
+    plain = value.flags.c_contiguous and not value.dtype.hasobject and value.dtype.names is None and value.dtype.subdtype is None
+    return str(value.dtype.str) if plain and buffers[0].nbytes == value.nbytes else None
+
+
+def rows(store: Store, entry: Mapping[str, Any], start: int | None = None, stop: int | None = None, *, name: str = "value") -> Any:
+    """``array[start:stop]`` of an entry that holds a numpy array, as an array of its own: of a large one only the header and these rows
+    are read, and nothing is unpickled. Raises ArtifactError for what is no plain array, StoreError.
+    """
+    if "blob" not in entry:
+        data = memoryview(stored(store, entry, name=name))
+        return _rows(data.__getitem__, len(data), start, stop, name)
+    key = layout.blob(entry["blob"])
+    return _rows(lambda place: store.get_range(key, place.start, place.stop), HEAD_BYTES, start, stop, name)
+
+
+HEAD_BYTES = 4096  # read at first: nearly every header is shorter
+
+
+def _rows(read: Callable[[slice], Buffer], size: int, start: int | None, stop: int | None, name: str) -> Any:
+    head = memoryview(read(slice(0, size)))
+    if len(head) >= 12 and (length := 12 + struct.unpack("<I", head[8:12])[0]) > len(head):
+        head = memoryview(read(slice(0, length)))
+    header, origin = _read_header(head, name)
+    if "rows" not in header:
+        told = f"{header.get('type', 'unknown')}, and not a plain array whose rows stand one after the other"
+        raise ArtifactError(f"{name} cannot be read in part: it is of type {told}. Load all of it.")
+    import numpy
+
+    try:
+        dtype, shape, (place, nbytes) = numpy.dtype(header["rows"]), tuple(header["shape"]), header["buffers"][0]
+        first, last, _ = slice(start, stop).indices(shape[0])
+        row = nbytes // shape[0] if shape[0] else 0
+        last = max(first, last)
+        data = bytearray(read(slice(origin + place + first * row, origin + place + last * row)))
+        return numpy.frombuffer(data, dtype).reshape((last - first, *shape[1:]))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise _damaged(name, f"{type(error).__name__}: {error}") from None
 
 
 # ---- functions that stand in pickles ---------------------------------------------------------------------------------

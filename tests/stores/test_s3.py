@@ -9,13 +9,15 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowbook.errors import ArtifactError, StoreError, StoreMissing, StoreReadOnly, StoreTooNew
 from flowbook.kernel.doctor import contest
-from flowbook.store import layout, s3_client
+from flowbook.store import codec, layout, s3_client
 from flowbook.store import s3 as module
 from flowbook.store.base import open_store
+from flowbook.store.memory import MemoryStore
 from flowbook.store.s3 import S3Store
 from flowbook.store.s3_cache import Cache
 from flowbook.store.s3_check import check
@@ -391,6 +393,41 @@ def test_listings_go_on_over_pages(s3, monkeypatch):
     assert list(store.names("many")) == [f"{i:02d}" for i in range(25)]
     store.delete_folder("many")
     assert list(store.list("")) == []
+
+
+# ---- a part of an array --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_large_array_are_read_without_the_rest(s3, monkeypatch):
+    array = np.arange(3_000_000, dtype="<f4").reshape(30_000, 10, 10)
+    store = s3()
+    entry = json.loads(json.dumps(codec.entry(store, "a", array)))
+    received, exchange = [], store.client._exchange
+
+    def counted(*given):
+        answer = exchange(*given)
+        received.append(len(answer.body))
+        return answer
+
+    monkeypatch.setattr(store.client, "_exchange", counted)
+    for start, stop in ((1000, 1010), (None, 2), (-3, None), (29_999, 10**9), (5, 5), (9, 3)):
+        received.clear()
+        part = codec.rows(store, entry, start, stop)
+        assert np.array_equal(part, array[start:stop]) and part.dtype == array.dtype and part.shape == array[start:stop].shape
+        assert len(received) <= 2 and sum(received) < 10_000
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_rows_are_told_only_of_what_has_them(s3, kind, tmp_path):
+    store = s3(key_file=str(tmp_path / "key")) if kind == "s3" else MemoryStore()
+    small = codec.entry(store, "a", np.arange(7, dtype=">i2"))
+    assert np.array_equal(codec.rows(store, small, 2, 4), np.arange(2, 4))
+    whole = codec.entry(store, "a", np.zeros((0, 3)))
+    assert codec.rows(store, whole).shape == (0, 3)
+
+    for other in (np.asfortranarray(np.ones((99, 99))), np.array([None, {}]), np.zeros(999, "i4,f8"), np.float64(1), {1}):
+        with pytest.raises(ArtifactError, match="run.x cannot be read in part: it is of type"):
+            codec.rows(store, codec.entry(store, "x", other), 0, 3, name="run.x")
 
 
 # ---- the cache -----------------------------------------------------------------------------------------------------------------------------------
