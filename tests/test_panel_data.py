@@ -272,7 +272,7 @@ def test_the_table_has_item_state_time_last_metric_and_scalars() -> None:
     ],
 )
 def test_items_are_read_as_numbers_and_words_where_they_are_such(item: str | None, names: tuple[str, ...], found: dict[str, Any]) -> None:
-    assert panel_data._item_values(item, names) == found
+    assert panel_data.item_values(item, names) == found
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_what_tasks_put_on_the_card_of_the_run_is_one_card_of_the_panel() -> Non
     data = panel(*(events.launched(work(i), NOW + 2) for i in range(3)))
     assert run_card(data) is None
     for i in range(2):
-        data.heard(frame(i, 1, {**lines(loss=0.5 + i), "id": "metric:loss", "title": "loss"}, name=".run"))
+        data._run.view.hint(frame(i, 1, {**lines(loss=0.5 + i), "id": "metric:loss", "title": "loss"}, name=".run"))
 
     found = run_card(data)
     assert [line["name"] for line in found["components"][0]["series"]] == ["work[0]", "work[1]"] and found["state"] == "running"

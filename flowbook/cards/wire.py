@@ -29,6 +29,7 @@ COMPONENTS = 500  # of one card
 CARD_BYTES = 6_000_000
 READ_BYTES = 8_000_000  # of a card as it arrives
 ID = re.compile(r"[^\x00-\x1f\x7f]{1,200}\Z")
+NAME_CHARS = 200  # of a metric
 STATES = ("running", "succeeded", "failed")
 OF_RUN = ".run"  # name of what a task puts on the card of its run (whole.py); no card of a user's can have it, see layout.card_name
 
@@ -126,6 +127,24 @@ def checked(card: Json) -> dict[str, Json]:
 
 
 LISTS = {"flowbook:parameters", "flowbook:artifacts"}  # ids of the default card's tables: name, type and shape, size, value
+
+
+def metrics(card: Json) -> dict[str, float]:
+    """The last value of each line that a card draws, as `card.metric` makes them; of any JSON, not only of a card that was checked."""
+    found: dict[str, float] = {}
+    components = card.get("components") if isinstance(card, dict) else None
+    for part in components if isinstance(components, list) else ():
+        lines = part.get("series") if isinstance(part, dict) and part.get("type") == "lines" else None
+        for line in lines if isinstance(lines, list) else ():
+            ys = line.get("y") if isinstance(line, dict) else None
+            if isinstance(ys, list) and ys and isinstance(ys[-1], (int, float)) and not isinstance(ys[-1], bool) and math.isfinite(ys[-1]):
+                found[str(line.get("name") or "value")[:NAME_CHARS]] = ys[-1]
+    return found
+
+
+def metrics_of(cards: Iterable[Json]) -> dict[str, float]:
+    """Those of several cards."""
+    return {name: value for card in cards for name, value in metrics(card).items()}
 
 
 def _as_allowed(part: dict[str, Json]) -> dict[str, Json]:

@@ -100,6 +100,12 @@ def cards_of(run: Run, store: Store, task: Task, *, of_run: bool = False) -> Ite
         yield card if of_run else wire.settled(card, state.state, state.error, lost=run.view.ended == "lost")
 
 
+def metrics(run: Run, store: Store, task: Task) -> dict[str, float]:
+    """The last value of each line that the cards of a task draw: as they came, else as the store has them."""
+    heard = run.view.metrics.get((task.step, task.index, task.part))
+    return dict(heard) if heard else wire.metrics_of(cards_of(run, store, task)) if task in run.view.state.tasks else {}
+
+
 def _html(shown: list[tuple[Task, Json]], left: str) -> str:
     blocks = [html.fragment(card) for _, card in shown]
     return html.STYLE + "".join(blocks) + (f'<p class="fbc fbc-dim">{left}</p>' if left else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from flowbook.store.base import Store
 
 START_TIMEOUT_S = 30.0
 PING_TIMEOUT_S = 5.0
+log = logging.getLogger("flowbook")
 Key = tuple[str, tuple[int, ...], str]  # step, index, part
 RunKey = tuple[str, str]  # flow, run
 
@@ -47,6 +49,7 @@ class RunView:
         self.displays: dict[Key, list[dict[str, Any]]] = {}
         self.phase: dict[Key, str] = {}
         self.why: dict[Key, str] = {}  # a pod of a cluster does not get on
+        self.metrics: dict[Key, dict[str, float]] = {}  # the last value of each line that the task's cards draw
         self.attempt: dict[Key, int] = {}
         self.started_at: float | None = None
         self.ended_at: float | None = None
@@ -78,16 +81,22 @@ class RunView:
             self.attempt[key] = event.get("attempt", 0)
             self.phase.pop(key, None)
             self.why.pop(key, None)
+            self.metrics.pop(key, None)
             if event.get("attempt", 0):  # a new attempt's output takes the place of the last one's
                 self.output.pop(key, None)
                 self.displays.pop(key, None)
-        for watch in self.watchers:
-            watch(event)
+        self._tell(event)
 
     def hint(self, message: dict[str, Any]) -> None:
         self._take_hint(message)
+        self._tell(message)
+
+    def _tell(self, message: dict[str, Any]) -> None:
         for watch in self.watchers:
-            watch(message)
+            try:
+                watch(message)
+            except Exception:  # who only shows a run must not end the thread that hears of it
+                log.warning("a watcher of run %s failed", self.spec.run, exc_info=True)
 
     def _take_hint(self, message: dict[str, Any]) -> None:
         key = _key(message)
@@ -98,6 +107,11 @@ class RunView:
             self.why.pop(key, None)
             if message.get("why"):
                 self.why[key] = str(message["why"])
+        elif message.get("f") == "card":
+            from flowbook.cards import wire  # not needed by a flow without cards, and slow to import
+
+            if found := wire.metrics(message.get("card")):
+                self.metrics.setdefault(key, {}).update(found)
         elif message.get("f") == "display":
             shown = self.displays.setdefault(key, [])
             if message.get("update"):

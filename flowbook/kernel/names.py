@@ -229,8 +229,20 @@ class StepHandle:
         return ["table", *(step.saves if step and not step.scope else ())]
 
     def table(self) -> Any:
-        """A DataFrame of the tasks: item names, scalar artifacts, state and seconds; also while the step runs."""
-        return self._all().table()
+        """A DataFrame of the tasks: item names, last metrics, scalar artifacts, state and seconds; also while the step runs."""
+        from flowbook.kernel.cards import metrics  # cards are slow to import
+        from flowbook.kernel.panel_data import item_values
+
+        told = preview.mode() == preview.FULL
+        foreach = self._linked.options.foreach
+        names = (foreach.names or (foreach.target or "item",)) if foreach else ()
+
+        def more(task: results.TaskResult) -> dict[str, Any]:
+            key = Task(self._step, task.index)
+            item = state.item if (state := self._run.view.state.tasks.get(key)) is not None and told else None
+            return {**item_values(item, names), **metrics(self._run, self._session.store, key)}
+
+        return self._all().table(more)
 
     def _all(self) -> results.TaskResults:
         foreach = self._linked.options.foreach

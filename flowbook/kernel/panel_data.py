@@ -197,7 +197,6 @@ class Live:
     running: float | None = None
     saving: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -299,9 +298,6 @@ class PanelData:
         if not isinstance(card, dict) or not isinstance(version, int):
             return
         name = str(message.get("id"))[:SHORT]
-        found = dict(_metrics(card))
-        if found:
-            self._live.setdefault(task, Live()).metrics |= found
         if name == wire.OF_RUN:
             if task in self._parts or len(self._parts) < whole.PARTS:
                 self._parts[task] = (version, wire.checked(card))
@@ -534,11 +530,12 @@ class PanelData:
         target = step.options.foreach.target if step.options.foreach else ""
         told = preview.mode() == preview.FULL
         items = [
-            _item_values(self._view.state.tasks[task].item if told else None, names or ((target,) if target else ("item",)))
+            item_values(self._view.state.tasks[task].item if told else None, names or ((target,) if target else ("item",)))
             for task in tasks
         ]
         item_names = list(dict.fromkeys(name for item in items for name in item))
-        metrics = [live.metrics if (live := self._live.get(task)) else {} for task in tasks]
+        heard = self._view.metrics
+        metrics = [heard.get((task.step, task.index, task.part)) or wire.metrics_of(self.stored.get(task, {}).values()) for task in tasks]
         scalars = [made.scalars if (made := self.commits.get(task)) else {} for task in tasks]
         made_names = [name for name in dict.fromkeys(name for row in scalars for name in row) if name not in item_names]
         metric_names = [n for n in dict.fromkeys(name for row in metrics for name in row) if n not in (*item_names, *made_names)]
@@ -782,10 +779,10 @@ def _as_number(text: str) -> float | None:
 
 
 @lru_cache(4_096)
-def _item_values(item: str | None, names: tuple[str, ...]) -> Mapping[str, Json]:
+def item_values(item: str | None, names: tuple[str, ...]) -> Mapping[str, Json]:
     """The names of a foreach with the values of one item, as its short repr tells them.
 
-    >>> _item_values("(0.1, 'a')", ("lr", "kind"))
+    >>> item_values("(0.1, 'a')", ("lr", "kind"))
     {'lr': 0.1, 'kind': 'a'}
     """
     if item is None:
@@ -812,17 +809,6 @@ def _numeric(kind: str, values: Sequence[Json]) -> bool:
         return True
     given = [value for value in values if value is not None]
     return bool(given) and kind != "task" and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in given)
-
-
-def _metrics(card: Mapping[str, Json]) -> Iterator[tuple[str, float]]:
-    """The last value of each line of the card's charts."""
-    parts = card.get("components")
-    for part in parts if isinstance(parts, list) else ():
-        lines = part.get("series") if isinstance(part, dict) and part.get("type") == "lines" else None
-        for line in lines if isinstance(lines, list) else ():
-            ys = line.get("y") if isinstance(line, dict) else None
-            if isinstance(ys, list) and ys and _number(ys[-1]) is not None:
-                yield _text(line.get("name") or "value", SHORT), ys[-1]
 
 
 def _pieces(text: str, size: int, frames: Sequence[Mapping[str, Json]], limit: int) -> tuple[list[Piece], int]:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import html
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -603,10 +603,11 @@ class TaskResults(Sequence[TaskResult]):
         step = self._step
         raise AttributeError(f"{step} is a sequence of {len(self)} tasks: [t.{name} for t in {step}], or {step}.table() for all scalars")
 
-    def table(self) -> Any:
+    def table(self, more: Callable[[TaskResult], Mapping[str, Any]] | None = None) -> Any:
         """A pandas DataFrame, a row a task: the item's names, every scalar artifact, the state, the seconds it ran.
 
-        Reads COMMITs only. Raises ArtifactError if pandas is not installed.
+        Reads COMMITs only; `more` gives what else is known of a task, by name: where the COMMIT tells it too, that holds.
+        Raises ArtifactError if pandas is not installed.
         """
         try:
             import pandas
@@ -615,14 +616,15 @@ class TaskResults(Sequence[TaskResult]):
                 f"{self._step}.table() needs pandas, which is not installed here: %pip install pandas. "
                 f"Without it: [(t.index, t.state) for t in {self._step}]"
             ) from None
-        rows = [self._row(task) for task in self]
+        rows = [{**(more(task) if more is not None else {}), **self._row(task)} for task in self]
         return pandas.DataFrame(rows, columns=self._columns(rows))
 
     def _row(self, task: TaskResult) -> dict[str, Any]:
         commit = task._commit(needed=False)
         items = {name: entry.get("json", entry.get("repr")) for name, entry in commit.get("artifacts", {}).items() if name in self._names}
         seconds = commit.get("seconds", {}).get("running")
-        return {**items, **task._scalars(), "state": task.state, "seconds": seconds}
+        state = "running" if task.state == "launched" else task.state  # as the panel has it
+        return {**items, **task._scalars(), "state": state, "seconds": seconds}
 
     def _columns(self, rows: list[dict[str, Any]]) -> list[str]:
         found = dict.fromkeys(name for row in rows for name in row)

@@ -87,6 +87,21 @@ def test_arrays_come_back_writable_and_tables_show_a_sweep(book: Notebook) -> No
     assert book.value("list(each.table().columns)[:2], each.table()['square'].tolist()") == "(['k', 'square'], [1, 4])"
 
 
+def test_a_table_has_items_and_last_metrics_of_tasks_that_still_run_and_after_the_end(lab: Notebook, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    wait = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.02)"
+    lab.ok(f"%%flowstep each --foreach 'k in [3, 4]'\ncard.metric('loss', 1.0)\ncard.metric('loss', k / 10)\n{wait}\nsquare = k * k")
+    lab.ok("%flow run")
+    lab.ok("import time\nwhile 'loss' not in each.table() or each.table()['loss'].tolist() != [0.3, 0.4]:\n    time.sleep(0.02)")
+    shown = "each.table()[['k', 'loss', 'state']].values.tolist()"
+
+    assert lab.value(shown) == "[[3, 0.3, 'running'], [4, 0.4, 'running']]"
+    go.touch()
+    lab.ok("%flow wait")
+    assert lab.value(shown) == "[[3, 0.3, 'succeeded'], [4, 0.4, 'succeeded']]"
+    assert lab.value("list(each.table().columns)") == "['k', 'loss', 'square', 'state', 'seconds']"
+
+
 def test_several_flows_in_one_notebook_and_two_runs_side_by_side(lab: Notebook) -> None:
     lab.ok("%%flowstep a --flow one\nx1 = 1")
     lab.ok("%%flowstep b --flow two\nx2 = 2")
