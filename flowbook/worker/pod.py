@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -31,7 +30,7 @@ from typing import Any, NoReturn
 
 from flowbook.errors import FlowbookError, StoreError
 from flowbook.spec.flow import Spec, Step
-from flowbook.store import layout, package, trust
+from flowbook.store import layout, trust
 from flowbook.store.base import Store, open_store
 from flowbook.worker import attempt, forkserver, output
 
@@ -184,6 +183,8 @@ def _is_there(root: str) -> bool:
 
 
 def _version(name: str) -> str | None:
+    import importlib.metadata  # most pods need not ask
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -192,6 +193,10 @@ def _version(name: str) -> str | None:
 
 def needed(spec: Spec, step: Step) -> set[str]:
     """Root modules of packages that a step may import: by its text, by what it captures, by the local modules and the program."""
+    if not spec.packages:
+        return set()
+    from flowbook.store import package
+
     texts = [step.source, *(spec.sources[name]["source"] for name in (*spec.setup, *([spec.program] if spec.program else [])))]
     found = {root for text in texts for root in package.imported_roots(_plain(text).encode())}
     found |= {root for info in spec.modules.values() for root in info.get("imports", ())}

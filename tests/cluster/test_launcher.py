@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from flowbook.engine.launch import podspec
 from flowbook.engine.launch.apiserver import Api, PodWatch
 from flowbook.spec.flow import Resources, Retry
 from flowbook.store.base import open_store
@@ -174,3 +178,27 @@ def test_a_quota_makes_pods_wait_until_there_is_room(stage: Stage, namespace: Na
     stage.complete(scene())
 
     assert stage.value("x", "start") == 1
+
+
+def test_the_seeds_flow_runs_on_a_node_with_gpus_from_the_command_line(stage: Stage, cluster: Cluster, tmp_path: Path, bucket: S3) -> None:
+    """Its steps ask for one GPU each: the real scheduler places them on the node whose label says L4."""
+    seed = Path(__file__).parent.parent / "seed"
+    for name in ("foreach_flow.py", "training.py"):
+        (tmp_path / name).write_bytes((seed / name).read_bytes())
+    env = {
+        **os.environ,
+        **stage.environ,
+        "FLOWBOOK_STORE": f"s3://{bucket.bucket}/seed-{uuid.uuid4().hex}",
+        "FLOWBOOK_S3_ENDPOINT": bucket.endpoint,
+        "FLOWBOOK_KUBERNETES_SECRET": "store",
+        "FLOWBOOK_KUBERNETES_SERVICE_ACCOUNT": "flowbook-step",
+        "FLOWBOOK_KUBERNETES_IMAGE": cluster.image,
+        "FLOWBOOK_KUBERNETES_SCALE": "0.01",
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }
+    command = [sys.executable, "foreach_flow.py", "--with", "kubernetes", "run"]
+    with cluster.fitted(gpus=4, labels={podspec.GPU_NAME: "l4"}):
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Best LR: 0.01" in done.stdout, done.stdout
