@@ -765,7 +765,7 @@ COMMANDS: dict[str, Command] = {
     "debug": Command("%flow debug [STEP | STEP[i]] [--run RUN] [--flow F]", "run a task again in this kernel, for `%debug`", _debug),
     "at": Command("%flow at [RUN] [--flow F]", "let the names be those of an earlier run; alone: of the newest", _at),
     "runs": Command("%flow runs [--flow F]", "the last runs of this flow", _runs),
-    "show": Command("%flow show [STEP] [--flow F]", "the flow; or what a step reads, captures and saves", _show),
+    "show": Command("%flow show [STEP] [--pod] [--flow F]", "the flow; or what a step reads, captures and saves; or its pod", _show),
     "check": Command("%flow check [--serial] [--flow F]", "what is wrong; --serial runs the cells plainly too and compares", _check),
     "graph": Command("%flow graph [--flow F]", "draw the flow", _graph),
     "artifacts": Command("%flow artifacts [RUN] [--flow F]", "what a run made, with sizes", _artifacts),
