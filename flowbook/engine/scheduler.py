@@ -247,7 +247,7 @@ class Run:
         self._given_up = self._over_here = False
         self._folder: Path | None = None
         self._adopt = adopt
-        self._slow_calls = 0  # of the store
+        self._slow_calls = 0 if store.key_file is None else MOST_SLOW + 1  # of the store; a server may keep the loop for a minute
         self._cache = machine.caches.setdefault(flow, Cache(store, flow))
         self._from_origin: dict[str, cache.Place] = {}
         self._before: dict[str, cache.Before] = {}

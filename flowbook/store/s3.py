@@ -210,7 +210,7 @@ class S3Store:
         self._check_format()
         for page in self._pages(prefix):
             for key, changed, size in page.objects:
-                yield Aged(key, page.now - _timestamp(changed), size)
+                yield Aged(key, max(0.0, page.now - _timestamp(changed)), size)  # one of the two is rounded
 
     def now(self) -> float:
         """The time by the server's clock."""

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from flowbook.errors import ArtifactError, StoreError, StoreMissing, StoreReadOnly, StoreTooNew
 from flowbook.kernel.doctor import contest
-from flowbook.store import codec, layout, s3_client
+from flowbook.store import codec, garbage, layout, s3_client, trust
 from flowbook.store import s3 as module
 from flowbook.store.base import open_store
 from flowbook.store.memory import MemoryStore
@@ -516,3 +517,102 @@ def test_pieces_of_any_size_make_parts_that_s3_takes(monkeypatch):
         parts = list(module._parts(iter(pieces)))
         assert b"".join(map(b"".join, parts)) == b"".join(pieces)
         assert all(sum(map(len, part)) == 100 for part in parts[:-1]) and len(parts) >= 1
+
+
+# ---- roles ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def role_server():
+    """Answers each request with the next of `answers`: (status, body). `asked` are the requests."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+            server.asked.append((self.path, body, self.headers.get("authorization")))
+            status, text = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+            self.send_response(status)
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.answers = [], []
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def of_container(secret):
+    from tests.stores.s3_server import KEY
+
+    return json.dumps({"AccessKeyId": KEY, "SecretAccessKey": secret, "Token": "", "Expiration": "2099-01-01T00:00:00Z"})
+
+
+def test_a_pod_s_own_role_is_asked_of_sts_once(s3, role_server, monkeypatch, tmp_path):
+    from tests.stores.s3_server import KEY, SECRET
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text("identity\n")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/steps")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{role_server.server_address[1]}")
+    given = f"<AccessKeyId>{KEY}</AccessKeyId><SecretAccessKey>{SECRET}</SecretAccessKey><SessionToken></SessionToken>"
+    role_server.answers = [(503, "busy"), (200, f"<R>{given}<Expiration>2099-01-01T00:00:00Z</Expiration></R>")]
+    store = s3()
+
+    assert store.create("a", b"x") and store.get("a") == b"x"
+    assert len(role_server.asked) == 2
+    assert "Action=AssumeRoleWithWebIdentity" in role_server.asked[0][1] and "WebIdentityToken=identity" in role_server.asked[0][1]
+    role_server.answers = [(403, "<E><Message>Not authorized to perform sts:AssumeRoleWithWebIdentity</Message></E>")]
+    with pytest.raises(StoreError, match=r"the role arn:aws:iam::1:role/steps is refused by .* Not authorized"):
+        s3().get("a")
+    (tmp_path / "token").unlink()
+    with pytest.raises(StoreError, match="AWS_WEB_IDENTITY_TOKEN_FILE .* cannot be read"):
+        s3().get("a")
+
+
+def test_credentials_that_have_ended_are_asked_for_again_and_told_if_that_does_not_help(behind, s3, role_server, proxy, monkeypatch):
+    from tests.stores.s3_server import SECRET
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{role_server.server_address[1]}/role")
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "pod")
+    monkeypatch.setattr("flowbook.store.s3_credentials.LEAST_S", 0.0)
+    role_server.answers = [(200, of_container(SECRET))]
+    store = s3(endpoint=proxy.endpoint)
+    assert store.get("first") == b"" and role_server.asked == [("/role", "", "pod")]
+
+    proxy.fault = first_time((400, "ExpiredToken"), "GET", "/first")
+    assert store.get("first") == b"" and len(role_server.asked) == 2
+    proxy.fault = lambda method, path, headers: (400, "ExpiredToken")
+    with pytest.raises(StoreError, match=r"the credentials of the container's role have ended"):
+        store.get("first")
+    role_server.answers = [(200, "not JSON")]
+    with pytest.raises(StoreError, match="did not answer with any"):
+        s3().get("first")
+
+
+def test_old_runs_and_what_only_they_used_are_collected_as_from_files(s3, tmp_path):
+    store = s3(key_file=str(tmp_path / "key"))
+    for run in ("1", "2"):
+        key = layout.commit("f", run, "a", ())
+        entry = codec.entry(store, "x", {"x": run * 50_000})
+        store.create(key, trust.sign(store, key, {"v": 1, "artifacts": {"x": entry}}))
+        store.create(layout.spec("f", run), b'{"flow":"f","steps":[]}')
+        store.create(layout.log("f", run, 0), b'{"events":[{"e":"run_ended","at":1,"state":"succeeded"}]}')
+    store._begin(store._path("left"), {})
+
+    report = garbage.collect(store, 1, "f", min_age_s=0.0)
+    assert report.removed == [("f", "1")] and report.blobs == 1 and not report.troubles and not report.damaged
+    assert store.names("flows/f") == ["2"] and len(list(store.list("blobs/"))) == 1 and store.sweep(0.0) == 0
