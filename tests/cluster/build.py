@@ -92,13 +92,13 @@ def why_not_go() -> str:
 
 @contextmanager
 def only_one(name: str) -> Iterator[None]:
-    """One process at a time does what has this name; the others wait. The lock goes with the process that holds it."""
+    """One process of this user at a time does what has this name; the others wait. The lock goes with the process that holds it."""
     cache().mkdir(parents=True, exist_ok=True)
     with open(cache() / f"{name}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"flowbook: waiting for another process that makes {name}", file=sys.stderr, flush=True)
+            print(f"flowbook: waiting for another process ({name})", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

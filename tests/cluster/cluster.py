@@ -109,7 +109,8 @@ class Cluster:
 
         One at a time for all tests that share the cluster: the others wait.
         """
-        with only_one(f"node-{_identity(self._own('the node can be changed'))}"):
+        self._own("the node can be changed")
+        with only_one("node"):
             try:
                 self.set_gpus(gpus)
                 self.set_labels(dict(labels or {}))
@@ -234,7 +235,7 @@ def up(home: Path, extra: tuple[str, ...] = (), *, keep: bool = True) -> Cluster
         archive = images.python()
     except (CannotBuild, images.CannotMakeImage) as error:
         raise ClusterError(str(error)) from error
-    with only_one(f"up-{_identity(home)}"):
+    with only_one("up"):
         found = running(home)
         if found is None:
             down(home)
@@ -252,7 +253,7 @@ def let_go(cluster: Cluster) -> None:
     """Says that this process has no more need of it. The last one to say so takes the cluster down, unless it is kept."""
     if cluster.held is None or cluster.home is None:
         return
-    with only_one(f"up-{_identity(cluster.home)}"):
+    with only_one("up"):
         left = _Init(_layout(cluster.home)).ask("holders")
         cluster.held.close()
         cluster.held = None
@@ -282,9 +283,8 @@ def _bring_up(home: Path, archive: Path, keep: bool) -> Cluster:
     home.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()  # init.py ends when `writing` closes, however this process ends
     try:
-        with only_one("network"):
-            layout = Layout(home, _free_address(), f"/flowbook-{_identity(home)}")
-            _enclose(layout, reading)
+        layout = Layout(home, _free_address(), f"/flowbook-{_identity(home)}")
+        _enclose(layout, reading)
         cluster = start(layout, archive)
         if keep:
             _Init(layout).ask("keep")

@@ -104,9 +104,10 @@ def _is_debian(text: str) -> bool:
 
 
 def flowbook(folder: Path) -> Path:
-    """The image that users build from docker/Dockerfile, on the stock Python above, as an archive in `folder`.
+    """The image that users build from docker/Dockerfile, on the stock Python above, as an archive; kept until flowbook changes.
 
-    Nothing is fetched in the build: the wheels are gathered before, in the versions of requirements-dev.txt. Raises CannotMakeImage.
+    Nothing is fetched in the build: the wheels are gathered before, in the versions of requirements-dev.txt. `folder` is for what is
+    made on the way. Raises CannotMakeImage.
     """
     if shutil.which("podman") is None:
         raise CannotMakeImage("no podman here; apt-get install podman")
@@ -114,30 +115,33 @@ def flowbook(folder: Path) -> Path:
     wheels = context / "wheels"
     shutil.rmtree(context, ignore_errors=True)
     wheels.mkdir(parents=True)
-    shutil.copy(ROOT / "docker" / "Dockerfile", context)
+    dockerfile = Path(shutil.copy(ROOT / "docker" / "Dockerfile", context))
+    base = python()
     with only_one("podman"):
         _must([uv(), "build", "--quiet", "--wheel", "--out-dir", str(wheels), str(ROOT)], "flowbook's wheel cannot be built")
-        for wheel in gathered(next(wheels.glob("flowbook-*.whl"))).glob("*.whl"):
-            os.link(wheel, wheels / wheel.name) if wheel.stat().st_dev == wheels.stat().st_dev else shutil.copy(wheel, wheels)
-        podman = ["podman", "--root", str(cache() / "podman"), "--runroot", str(folder / "podman"), "--storage-driver", "overlay"]
-        podman += ["--cgroup-manager", "cgroupfs"]
+        own = next(wheels.glob("flowbook-*.whl"))
+        needed = gathered(own)
+        digest = hashlib.sha256(own.read_bytes() + dockerfile.read_bytes() + f"{base.name}|{needed.name}".encode()).hexdigest()[:16]
+        kept = cache() / f"flowbook-{digest}.tar"
+        if kept.exists():
+            return kept
+        shutil.copytree(needed, wheels, dirs_exist_ok=True)
+        podman = ["podman", "--root", str(cache() / f"podman-{base.stem}"), "--runroot", str(folder / "podman")]
+        podman += ["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"]
         if subprocess.run([*podman, "image", "exists", PYTHON], check=False, timeout=LIMIT_S).returncode:
-            _must([*podman, "load", "--quiet", "--input", str(python())], "podman cannot load the Python image")
-        build = [
-            "build",
-            "--quiet",
-            "--network=none",
-            "--isolation=chroot",
-            "--pull=never",
-            f"--build-arg=BASE={PYTHON}",
-            "--build-arg=PIP_NO_INDEX=1",
-        ]
-        _must([*podman, *build, f"--tag={FLOWBOOK}", str(context)], "docker/Dockerfile cannot be built")
-        archive = folder / "flowbook.tar"
-        archive.unlink(missing_ok=True)
-        _must([*podman, "save", "--quiet", "--output", str(archive), FLOWBOOK], "podman cannot save flowbook's image")
+            _must([*podman, "load", "--quiet", "--input", str(base)], "podman cannot load the Python image")
+        # chroot: other kinds of isolation need more of root than a container on a build machine has. It has no network of its own.
+        build = ["build", "--quiet", "--isolation=chroot", "--network=host", "--pull=never"]
+        build += [f"--build-arg=BASE={PYTHON}", "--build-arg=PIP_NO_INDEX=1", f"--tag={FLOWBOOK}", str(context)]
+        _must([*podman, *build], "docker/Dockerfile cannot be built")
+        made = kept.with_suffix(".new")
+        made.unlink(missing_ok=True)
+        _must([*podman, "save", "--quiet", "--output", str(made), FLOWBOOK], "podman cannot save flowbook's image")
+        for old in cache().glob("flowbook-*.tar"):
+            old.unlink()
+        os.rename(made, kept)
         _run([*podman, "image", "prune", "--force"], LIMIT_S)  # the layers of an earlier build
-    return archive
+    return kept
 
 
 def uv() -> str:
