@@ -1,5 +1,6 @@
 # make quickstart   execute notebooks/quickstart.ipynb on local pods and show its results
 # make test         all tests: style, types, pytest with the browser tests
+# make cluster      bring up a Kubernetes and an S3 server on this machine (docs/cluster.md); make cluster-down ends them
 # make panel        build the run panel again, if its sources changed
 # Each makes the virtual environment it needs. Another interpreter: make PYTHON=python3.12 …
 
@@ -9,7 +10,7 @@ BIN = $(VENV)/bin
 export PYTHON
 unexport PYTHONDONTWRITEBYTECODE # else each worker compiles what it imports anew: seconds, for every task
 
-.PHONY: help quickstart test smoke lint lab bench pins clean env panel
+.PHONY: help quickstart test smoke lint lab bench pins clean env panel cluster cluster-down
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -36,6 +37,7 @@ lint: env
 test: lint
 	@.ci/chromium
 	@.ci/frontend check
+	@.ci/cluster $(BIN)/python
 	$(BIN)/python -m pytest $(TWO_AT_ONCE)
 
 # Tests wait for kernels, pages and processes most of the time. A file stays in one worker: its tests share what is dear to start.
@@ -45,6 +47,13 @@ TWO_AT_ONCE = -n 2 --dist loadfile
 SMOKE = tests/test_body.py tests/test_canon.py tests/test_classgraph.py tests/test_codec.py tests/test_flowspec.py tests/test_forkserver.py tests/test_house.py tests/kernel/test_run.py tests/kernel/test_law.py
 smoke: env
 	$(BIN)/python -m pytest -q $(TWO_AT_ONCE) $(SMOKE)
+
+cluster: env # WITH=karpenter adds optional parts
+	@.ci/cluster $(BIN)/python
+	$(BIN)/python -m tests.cluster up $(if $(WITH),--with $(WITH))
+
+cluster-down: env
+	$(BIN)/python -m tests.cluster down
 
 bench: env
 	$(BIN)/python benchmarks/run.py
