@@ -147,7 +147,7 @@ class S3Store:
             with self._cache.fill(name, size) as memory:
                 into = memory if memory is not None else memoryview(bytearray(size))
                 into[: len(first.body)] = first.body
-                if not self._read_ranges(key, name, into, len(first.body), first.headers.get("etag", "")):
+                if not self._read_ranges(key, name, into, len(first.body)):
                     raise _Wrong
                 if memory is None:
                     return into, True
@@ -156,13 +156,12 @@ class S3Store:
         known = self._cache.map(name)
         return (known, True) if known is not None else (memoryview(bytearray(self.get(key))), True)  # removed again already
 
-    def _read_ranges(self, key: str, name: str, into: memoryview, start: int, etag: str) -> bool:
+    def _read_ranges(self, key: str, name: str, into: memoryview, start: int) -> bool:
         """Fill `into` from `start` on, several ranges at a time; whether all of it is what its address says."""
-        headers = {"if-match": etag} if etag else {}
         places = [(place, min(place + PART_BYTES, len(into))) for place in range(start, len(into), PART_BYTES)]
 
         def read(first: int, last: int) -> None:
-            self.client.send("GET", self._path(key), headers={**headers, "range": f"bytes={first}-{last - 1}"}, into=into[first:last])
+            self.client.send("GET", self._path(key), headers={"range": f"bytes={first}-{last - 1}"}, into=into[first:last])
 
         reading = [self.client.threads.submit(read, *place) for place in places]
         hasher = hashlib.sha256(into[:start])
@@ -273,31 +272,31 @@ class S3Store:
             return False
         if found.now - date_of(found.headers.get("last-modified", "")) <= REFRESH_AFTER_S:
             return True
-        return self._copy_onto_itself(key, found)
+        return self._copy_onto_itself(key, int(found.headers.get("content-length", "0")))
 
-    def _copy_onto_itself(self, key: str, found: Answer) -> bool:
-        """No bytes are sent; S3 wants something to be replaced by it, and that is the writer's mark."""
-        path, size = self._path(key), int(found.headers.get("content-length", "0"))
-        bucket = self.client.bucket.name
-        source = {
-            "x-amz-copy-source": f"/{bucket}/{quote(path, safe='/-_.~')}",
-            "x-amz-copy-source-if-match": found.headers.get("etag", ""),
-        }
-        mark = {MARK: found.headers.get(MARK, "kept"), **self._encrypted}
-        if size <= COPY_BYTES:
-            answer = self.client.send("PUT", path, headers={**source, **mark, "x-amz-metadata-directive": "REPLACE"}, fine=(404, 412))
-            return (answer.status < 300 and b"<Error>" not in answer.body) or self.exists(key)
-        places = [(first, min(first + COPY_BYTES, size)) for first in range(0, size, COPY_BYTES)]
+    def _copy_onto_itself(self, key: str, size: int) -> bool:
+        """Make an object young; False if it is gone. No bytes are sent.
 
-        def copy(upload: str, number: int, first: int, last: int) -> str:
-            query = {"partNumber": str(number), "uploadId": upload}
-            headers = {**source, "x-amz-copy-source-range": f"bytes={first}-{last - 1}"}
-            return s3_errors.text_of(self.client.send("PUT", path, query, headers).body, "ETag")
-
+        As parts: a plain copy of an object onto itself may leave its time as it was (versitygw does so), and takes 5 GB at most.
+        """
+        path, mark = self._path(key), {MARK: "kept", **self._encrypted}
+        if not size:
+            self.client.send("PUT", path, headers=mark)
+            return True
+        source = f"/{self.client.bucket.name}/{quote(path, safe='/-_.~')}"
         upload = self._begin(path, mark)
+        tags: Tags = []
         try:
-            tags = [(copy(upload, n, *place), "") for n, place in enumerate(places, 1)]
-            return self._complete(path, upload, tags, {}, mark[MARK]) or True
+            for number, first in enumerate(range(0, size, COPY_BYTES), 1):
+                headers = {"x-amz-copy-source": source, "x-amz-copy-source-range": f"bytes={first}-{min(first + COPY_BYTES, size) - 1}"}
+                answer = self.client.send("PUT", path, {"partNumber": str(number), "uploadId": upload}, headers, fine=(404,))
+                if answer.status == 404 or b"<Error>" in answer.body:
+                    self._abort(path, upload)
+                    if self.exists(key):
+                        raise self._refused("PUT", key, answer)
+                    return False
+                tags.append((s3_errors.text_of(answer.body, "ETag"), s3_errors.text_of(answer.body, "ChecksumCRC32")))
+            return self._complete(path, upload, tags, {}, mark[MARK], key)
         except BaseException:
             self._abort(path, upload)
             raise
@@ -346,7 +345,7 @@ class S3Store:
             answer = self.client.send("GET", query={"uploads": "", "prefix": self.prefix, "encoding-type": "url", **marker})
             root = _xml(answer.body)
             for upload in root.iter("Upload"):
-                if answer.now - _timestamp(_text(upload, "Initiated")) >= older_than_s:
+                if max(0.0, answer.now - _timestamp(_text(upload, "Initiated"))) >= older_than_s:  # one of the two is rounded
                     found += 1
                     if not dry_run:
                         self._abort(unquote(_text(upload, "Key")), _text(upload, "UploadId"))

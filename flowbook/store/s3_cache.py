@@ -22,6 +22,7 @@ from pathlib import Path
 from flowbook.store.base import Buffer
 
 MOST_BYTES = 20_000_000_000
+MODE = 0o400  # a File that a step loads may be a link to one of these
 LEAST_SHARE = 4  # of what is free on the disk, at most one of so many parts is taken
 SWEEP_EVERY = 0.05  # of the bytes allowed: so much is written between two looks at all files
 
@@ -87,6 +88,7 @@ class Cache:
             with open(temp, "xb") as file:
                 for part in parts:
                     file.write(part)
+                os.fchmod(file.fileno(), MODE)
             os.replace(temp, self.path(name))
         except OSError:
             with contextlib.suppress(OSError):
@@ -100,6 +102,7 @@ class Cache:
             if size and self._room(size):
                 os.makedirs(os.path.dirname(temp), exist_ok=True)
                 with open(temp, "x+b") as file:
+                    os.fchmod(file.fileno(), MODE)
                     if hasattr(os, "posix_fallocate"):
                         os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would be a SIGBUS
                         memory = mmap.mmap(file.fileno(), size)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -364,17 +365,20 @@ def test_a_clock_that_is_wrong_is_corrected_by_the_server_s(s3, monkeypatch):
 # ---- keeping, listing, ages ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_blob_that_is_used_again_after_a_while_is_young_again_without_being_sent(s3, monkeypatch):
+def test_a_blob_that_is_used_again_after_a_while_is_young_again_without_being_sent(s3, s3_server, monkeypatch):
     store = s3()
     key = layout.blob(store.put_blob([b"x" * 2_000_000]))
-    before = next(iter(store.aged("blobs/"))).age_s
-    time.sleep(1.1)  # the server's times are whole seconds: nothing else can be waited for
-    monkeypatch.setattr("flowbook.store.s3.REFRESH_AFTER_S", -1.0)
+    two_days_ago = time.time() - 48 * 3600
+    os.utime(s3_server.folder / "tests" / store.prefix / key, (two_days_ago, two_days_ago))
+    assert next(iter(store.aged("blobs/"))).age_s > 47 * 3600
     sent = requests(store, monkeypatch)
 
-    assert store.keep(key) and [method for method, _ in sent] == ["HEAD", "PUT"]
-    assert next(iter(store.aged("blobs/"))).age_s <= before + 1.0
-    assert store.size(key) == 2_000_000 and not store.keep("blobs/00/none")
+    assert store.keep(key) and [method for method, _ in sent] == ["HEAD", "POST", "PUT", "POST"]
+    sent.clear()
+    assert store.keep(key) and [method for method, _ in sent] == ["HEAD"]
+    assert next(iter(store.aged("blobs/"))).age_s < 3600
+    assert store.get(key) == b"x" * 2_000_000 and not store.keep("blobs/00/none") and store.sweep(0.0) == 0
+    assert store._copy_onto_itself("blobs/00/none", 5) is False and store.sweep(0.0) == 0
 
 
 def test_listings_go_on_over_pages(s3, monkeypatch):
@@ -436,9 +440,14 @@ def test_rows_are_told_only_of_what_has_them(s3, kind, tmp_path):
 
 def test_a_blob_is_fetched_once_and_then_mapped_from_this_machine(s3, monkeypatch):
     store = s3()
-    address = store.put_blob([BIG])
+    store.create("first", b"")
+    tracemalloc.start()
+    address = store.put_blob([memoryview(BIG)[:100], memoryview(BIG)[100:]])
     key = layout.blob(address)
     first = store.open(key)
+    assert tracemalloc.get_traced_memory()[1] < len(BIG) / 4  # neither way is there a copy of the whole
+    tracemalloc.stop()
+    assert store.local_path(key).stat().st_mode & 0o777 == 0o400
     first[0] ^= 0xFF  # private: nobody else sees it
     sent = requests(store, monkeypatch)
 
