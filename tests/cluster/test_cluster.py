@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -239,12 +240,13 @@ def own(cluster: Cluster) -> Path:
 
 
 @pytest.fixture
-def home(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+def home(cluster: Cluster) -> Iterator[Path]:
     """A folder for a second cluster, which stands beside the first and is gone after the test."""
     own(cluster)
-    path = tmp_path / "second"
-    yield path
-    down(path)
+    with tempfile.TemporaryDirectory(prefix="fb-") as short:  # for tmp_path may be too long for sockets
+        path = Path(short) / "second"
+        yield path
+        down(path)
 
 
 def traces(home: Path, process: dict[str, Any]) -> list[str]:
