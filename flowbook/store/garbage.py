@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,14 @@ def collect(
 
 def run_ids(store: Store, flow: str) -> list[str]:
     """The runs of a flow, oldest first."""
-    found = [run for run in store.names(f"flows/{flow}") if store.exists(layout.spec(flow, run))]
-    return sorted(found, key=layout.run_order)
+    names = list(store.names(f"flows/{flow}"))
+    keys = [layout.spec(flow, run) for run in names]
+    if store.mapped or len(keys) < 2:
+        there = list(map(store.exists, keys))
+    else:  # each is a request
+        with ThreadPoolExecutor(8, "flowbook-runs") as pool:
+            there = list(pool.map(store.exists, keys))
+    return sorted((run for run, exists in zip(names, there, strict=True) if exists), key=layout.run_order)
 
 
 def is_open(store: Store, flow: str, run: str) -> bool:
