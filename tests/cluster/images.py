@@ -126,7 +126,10 @@ def flowbook(folder: Path) -> Path:
         if kept.exists():
             return kept
         shutil.copytree(needed, wheels, dirs_exist_ok=True)
-        podman = ["podman", "--root", str(cache() / f"podman-{base.stem}"), "--runroot", str(folder / "podman")]
+        storage = cache() / f"podman-{base.stem}"
+        # At most 50 characters, and always the same for the same storage: podman insists on both.
+        scratch = f"/run/flowbook-{hashlib.sha256(str(storage).encode()).hexdigest()[:8]}"
+        podman = ["podman", "--root", str(storage), "--runroot", scratch]
         podman += ["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"]
         if subprocess.run([*podman, "image", "exists", PYTHON], check=False, timeout=LIMIT_S).returncode:
             _must([*podman, "load", "--quiet", "--input", str(base)], "podman cannot load the Python image")
