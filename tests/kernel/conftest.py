@@ -133,3 +133,18 @@ def lab(tmp_path: Path) -> Iterator[Notebook]:
         yield notebook
     finally:
         notebook.close()
+
+
+def waits_for(path: Path) -> str:
+    """Lines of a body that go on when there is a file."""
+    return f"import pathlib, time\nwhile not pathlib.Path({str(path)!r}).exists():\n    time.sleep(0.01)"
+
+
+def until_it_waits(book: Notebook, name: str) -> None:
+    """Until the cell that was started says that it waits for a name."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        message = book.client.get_iopub_msg(timeout=60)
+        if f"waiting for `{name}`" in str(message["content"].get("data", {})):
+            return
+    raise AssertionError(f"no cell said that it waits for {name}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.conftest import Notebook
+from tests.kernel.conftest import Notebook, waits_for
 
 
 @pytest.mark.parametrize(
@@ -281,13 +282,12 @@ def test_outside_a_kernel_the_python_twin_says_what_to_do() -> None:
 
 
 def test_the_run_goes_on_when_the_kernel_dies(lab: Notebook, tmp_path: Path) -> None:
-    import time
-
-    lab.ok("%%flowstep slow\nimport time\ntime.sleep(2)\nx = 7")
+    lab.ok(f"%%flowstep slow\n{waits_for(tmp_path / 'go')}\nx = 7")
     lab.ok("%flow run")
     lab.manager.shutdown_kernel(now=True)
+    (tmp_path / "go").touch()
     commit = tmp_path / "store" / "default" / "flows" / "book" / "1" / "slow" / "0.COMMIT"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not commit.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
 

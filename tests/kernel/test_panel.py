@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
 from flowbook.kernel import panel
-from tests.kernel.conftest import Notebook
+from tests.kernel.conftest import Notebook, waits_for
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 pytestmark = pytest.mark.skipif(not panel._built(), reason="the panel is not built here (.ci/frontend): NO NODE? Its tests did not run")
@@ -85,10 +85,6 @@ class Page:
 @pytest.fixture
 def page(lab: Notebook) -> Iterator[Page]:
     yield Page(lab)
-
-
-def waits_for(path: Path) -> str:
-    return f"import pathlib, time\nwhile not pathlib.Path({str(path)!r}).exists():\n    time.sleep(0.01)"
 
 
 # ---- what is shown ------------------------------------------------------------------------------------------------------------

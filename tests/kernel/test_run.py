@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from pathlib import Path
 
-from tests.kernel.conftest import Notebook
+from tests.kernel.conftest import Notebook, until_it_waits, waits_for
 
 
 def test_a_step_runs_in_another_process_and_its_value_is_back_as_the_real_object(book: Notebook) -> None:
@@ -101,38 +101,37 @@ def test_parameters_come_from_the_command_line_and_from_python(book: Notebook) -
     assert book.value("run['out'], run.state") == "((8, 'a'), 'succeeded')"
 
 
-def test_run_all_in_a_lab_needs_no_explicit_wait(lab: Notebook) -> None:
-    lab.ok("%%flowstep slow\nimport time\ntime.sleep(1.2)\nx = 7")
-    begun = time.monotonic()
-    lab.ok("%flow run")
-    returned = time.monotonic() - begun
-    cell = lab.ok("y = x + 1\nprint(y)")
+def test_run_all_in_a_lab_needs_no_explicit_wait(lab: Notebook, tmp_path: Path) -> None:
+    lab.ok(f"%%flowstep slow\n{waits_for(tmp_path / 'go')}\nx = 7")
+    lab.ok("%flow run")  # it returns although the step cannot end yet
+    reading = lab.start("y = x + 1\nprint(y)")
+    until_it_waits(lab, "x")
+    (tmp_path / "go").touch()
 
-    assert "8" in cell.stdout
-    assert returned < 1.0
-    assert "waiting for `x`" in cell.text
+    assert "8" in lab.finish(reading).stdout
 
 
-def test_a_function_definition_that_mentions_a_name_does_not_wait_but_its_call_does(lab: Notebook) -> None:
-    lab.ok("%%flowstep slow\nimport time\ntime.sleep(0.8)\nx = 7")
+def test_a_function_definition_that_mentions_a_name_does_not_wait_but_its_call_does(lab: Notebook, tmp_path: Path) -> None:
+    lab.ok(f"%%flowstep slow\n{waits_for(tmp_path / 'go')}\nx = 7")
     lab.ok("%flow run")
     lab.ok("def use():\n    return x + 1")
     assert "running" in lab.ok("print(flow[1].state)").stdout
-    assert lab.value("use()") == "8"
+    calling = lab.start("print(use())")
+    until_it_waits(lab, "x")
+    (tmp_path / "go").touch()
+
+    assert "8" in lab.finish(calling).stdout
 
 
-def test_interrupting_a_waiting_cell_leaves_the_run_alone(lab: Notebook) -> None:
-    lab.ok("%%flowstep slow\nimport time\ntime.sleep(2.5)\nx = 7")
+def test_interrupting_a_waiting_cell_leaves_the_run_alone(lab: Notebook, tmp_path: Path) -> None:
+    lab.ok(f"%%flowstep slow\n{waits_for(tmp_path / 'go')}\nx = 7")
     lab.ok("%flow run")
     waiting = lab.start("print(x)")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:  # until the cell says that it waits
-        message = lab.client.get_iopub_msg(timeout=30)
-        if "waiting for `x`" in str(message["content"].get("data", {})):
-            break
+    until_it_waits(lab, "x")
     lab.manager.interrupt_kernel()
     cell = lab.finish(waiting)
     assert cell.error is not None and "goes on" in cell.error
+    (tmp_path / "go").touch()
 
     assert lab.value("x") == "7"
 

@@ -179,10 +179,10 @@ def test_a_timeout_ends_the_whole_group(bench: Bench) -> None:
 
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(bench: Bench) -> None:
     bench.launcher._grace_s = 0.2
-    took = bench.cancel_when(lambda: bool(bench.frames), "signal.signal(signal.SIGTERM, signal.SIG_IGN); alive(); time.sleep(60)")
+    took = bench.cancel_when(lambda: bool(bench.frames), "signal.signal(signal.SIGTERM, signal.SIG_IGN); alive(); time.sleep(600)")
 
     assert is_gone(bench.pid())
-    assert took < 5
+    assert took < 120
 
 
 def test_cancelling_lets_a_process_that_hears_sigterm_clean_up(bench: Bench) -> None:
@@ -207,12 +207,12 @@ def test_children_that_a_worker_leaves_behind_are_killed(bench: Bench) -> None:
 
 
 def test_a_child_that_escaped_and_holds_the_pipes_does_not_hold_up_the_end(bench: Bench) -> None:
-    do = "if os.fork() == 0:\n    os.setsid()\n    alive()\n    time.sleep(20)\n    os._exit(0)\ntime.sleep(0.5)"
+    do = "if os.fork() == 0:\n    os.setsid()\n    alive()\n    time.sleep(250)\n    os._exit(0)\ntime.sleep(0.5)"
     begun = time.monotonic()
 
     bench.run(do)
 
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 120
     os.kill(bench.pid(), 9)
 
 
