@@ -482,7 +482,7 @@ VALUES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=[f"{i} {type(value).__name__}" for i, value in enumerate(VALUES)])
 def test_a_literal_gives_an_equal_value_of_the_same_type(value: Any) -> None:
     again = eval(export_text.literal(value), {"Path": Path})
 
