@@ -69,7 +69,7 @@ def test_the_state_changes_with_the_file_the_folder_and_the_variable(tmp_path: P
         return reads.state([source], tmp_path, {"MODE": mode}, [Path("by value"), ["nowhere", 3], 4])
 
     seen = [state()]
-    assert seen[0].keys() == {"file a.csv", "file data/*.csv", "file by value", "variable MODE"}
+    assert seen[0].keys() == {"file a.csv", "file by value", "variable MODE"}
     (tmp_path / "a.csv").write_text("22")
     seen.append(state())
     (tmp_path / "data" / "new.csv").write_text("")
@@ -78,6 +78,31 @@ def test_the_state_changes_with_the_file_the_folder_and_the_variable(tmp_path: P
     seen.append(state())
     seen.append(state("y"))
     assert all(a != b for a, b in itertools.pairwise(seen)) and state("y") == seen[-1]
+
+
+@pytest.mark.parametrize(
+    "source", ["card.append('**bold**')", "print('*** done ***', '*' * 30, '**')", "x = 'a?b'", "f'**n = {n}**'", "'[a](b)'"]
+)
+def test_a_text_with_stars_is_no_file(tmp_path: Path, source: str) -> None:
+    (tmp_path / "report.html").write_text("")
+
+    assert reads.state([source], tmp_path, {}) == {}
+
+
+def test_a_pattern_is_what_it_matches_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "a.csv").write_text("1")
+    (tmp_path / "data" / "deep" / "b.csv").write_text("1")
+
+    def state() -> list[dict[str, str]]:
+        return [reads.state([source], tmp_path, {}) for source in ("glob.glob('data/*.csv')", "glob.glob('data/**/*.csv', recursive=True)")]
+
+    first = state()
+    (tmp_path / "data" / "report.html").write_text("")
+    assert state() == first and all(first)
+    (tmp_path / "data" / "deep" / "b.csv").write_text("22")
+    flat, deep = state()
+    assert flat == first[0] and deep != first[1]
 
 
 def test_the_text_of_what_has_none_is_empty() -> None:
