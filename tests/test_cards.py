@@ -264,6 +264,18 @@ def test_a_long_table_says_what_it_leaves_out() -> None:
     assert len(wide["rows"][0]) == 100 and wide["columns_left_out"] == 200
 
 
+def test_numbers_of_a_table_have_six_digits_and_all_of_them_on_pointing_there() -> None:
+    cells = [drawing._cell(value) for value in (1 / 3, 0.5, 12345, 1e-9, -2.0)]
+
+    assert cells == [
+        '<td><span title="0.3333333333333333">0.333333</span></td>',
+        "<td>0.5</td>",
+        "<td>12,345</td>",
+        "<td>1e-09</td>",
+        '<td><span title="-2.0">-2</span></td>',
+    ]
+
+
 def test_a_table_inside_itself_ends() -> None:
     table = Table([["x"]])
     table.update([[table]])

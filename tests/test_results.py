@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from flowbook.errors import ArtifactError, NotPicklable, StoreError, StoreMissing
-from flowbook.store import codec, layout, results
+from flowbook.store import codec, layout, preview, results
 from flowbook.store.compare import same
 from flowbook.store.files import FilesStore
 from flowbook.store.memory import MemoryStore
@@ -270,6 +270,18 @@ def test_the_table_has_items_scalars_state_and_seconds_and_reads_no_blob(store):
     assert list(table.columns) == ["lr", "score", "ok", "state", "seconds"] and len(table) == 4
     assert list(table["state"]) == ["succeeded", "failed", "succeeded", "succeeded"] and table["score"][3] == 3.0
     assert np.isnan(table["score"][1]) and table["seconds"][0] == 1.5
+
+
+def test_the_table_has_numbers_of_numpy_and_nothing_else_of_it_whatever_previews_are_kept(store):
+    for i, mode in enumerate(preview.MODES):
+        preview.use(mode)
+        try:
+            commit(store, "train", (i,), mean=np.float64(0.5), grid=np.arange(3), rng=np.random.default_rng(1), one=np.array([2.0]))
+        finally:
+            preview.use(preview.FULL)
+    train = TaskResults.from_join(Reader(store, "demo"), "train", {"index": [], "count": len(preview.MODES), "run": "1"})
+
+    assert list(train.table().columns) == ["mean", "state", "seconds"] and list(train.table()["mean"]) == [0.5] * len(preview.MODES)
 
 
 def test_the_table_says_what_is_missing_without_pandas(store, monkeypatch):

@@ -245,6 +245,8 @@ def _cell(value: Json, right: bool = False) -> str:
         return f"<td>{'' if value is None else str(value).lower()}</td>"
     if isinstance(value, (int, float)):
         shown = f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else repr(value)
+        if isinstance(value, float) and (short := f"{value:.6g}") != shown:  # as in the panel; all digits on pointing there
+            shown = f'<span title="{shown}">{short}</span>'
         return f'<td class="n">{shown}</td>' if right else f"<td>{shown}</td>"
     return f"<td>{escape(str(value))}</td>"
 

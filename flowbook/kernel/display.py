@@ -428,7 +428,7 @@ def advice(run: Run, step: str) -> str:
     total = sum(counts.values())
     if total > 1:
         parts.append(
-            f"{counts.get('succeeded', 0)} of {total} tasks of {step} succeeded, {counts.get('failed', 0)} failed; the others finish and are kept."
+            f"{counts.get('succeeded', 0)} of {total} tasks of {step} succeeded, {counts.get('failed', 0)} failed; the others are kept."
         )
     idle = [
         s.name
@@ -439,9 +439,12 @@ def advice(run: Run, step: str) -> str:
     ]
     if idle:
         parts.append(f"Not run: {', '.join(idle)}.")
-    parts.append(
-        f"Correct the cell and run it, then {run.command('resume')} runs only what is missing. All output: {run.command(f'logs {step}')}."
-    )
+    resume = run.command("resume")
+    if total > 1:  # a correction is other code: its results may not be mixed with those of the old one
+        parts.append(f"{resume} runs only what is missing; all tasks of {step}, once you have corrected its cell.")
+    else:
+        parts.append(f"Correct the cell and run it, then {resume} runs only what is missing.")
+    parts.append(f"All output: {run.command(f'logs {step}')}.")
     return " ".join(parts)
 
 

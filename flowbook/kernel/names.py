@@ -254,7 +254,7 @@ class StepHandle:
         if run is None:
             return f"<step {self._step}: not run>"
         counts = run.view.state.counts(self._step)
-        states = ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "waiting"
+        states = ", ".join(f"{n} {'running' if state == 'launched' else state}" for state, n in counts.items() if n) or "waiting"
         return f"<step {self._step} of run {run.id}: {states}>"
 
 

@@ -23,6 +23,12 @@ from flowbook.store.base import Buffer, Store
 Json = Any
 ITEM_LIMIT = 100_000
 REPRS = 1_000  # at most so many items are shown by their repr
+ARRAYS = (
+    "numpy.ndarray",
+    "numpy.matrix",
+    "numpy.memmap",
+    "numpy.recarray",
+)  # all other types of numpy's own module that are stored are scalars
 ROWS = 20  # of a table drawn in a notebook
 
 
@@ -375,11 +381,15 @@ class TaskResult:
     def _scalars(self) -> dict[str, Any]:
         artifacts = self._commit(needed=False).get("artifacts", {})
         found = {name: entry["json"] for name, entry in artifacts.items() if entry.get("kind") == "json"}
-        numbers = [n for n, e in artifacts.items() if "inline" in e and str(e.get("type", "")).startswith("numpy.") and not e.get("shape")]
-        for name in numbers:  # numpy's own scalars, such as the mean of some scores; they are small and stand in the COMMIT
-            with contextlib.suppress(ArtifactError):
-                value = self._find_reader().load(artifacts[name], name)
-                found[name] = value.item() if hasattr(value, "item") else value
+        for (
+            name,
+            entry,
+        ) in artifacts.items():  # numpy's own scalars, such as the mean of some scores; they are small and stand in the COMMIT
+            kind = str(entry.get("type", ""))
+            if "inline" in entry and kind.startswith("numpy.") and kind.count(".") == 1 and kind not in ARRAYS:
+                with contextlib.suppress(ArtifactError, AttributeError, ValueError):
+                    value = self._find_reader().load(entry, name)
+                    found[name] = value.item()
         return {name: found[name] for name in artifacts if name in found}
 
     # ---- identity ----
