@@ -207,7 +207,7 @@ def test_stop_works_while_another_cell_blocks_the_kernel(lab: Lab, tmp_path: Pat
     opened(lab, tmp_path / "blocked.ipynb", *cells)
     page = lab.page
     page.wait_for_function("document.querySelectorAll('.fbp-row[data-task]').length == 2")
-    page.wait_for_selector("text=blocks >> visible=true")
+    lab.cell(3).locator(".jp-OutputArea-output", has_text="blocks").wait_for()
     page.locator(".fbp-row[data-task]", has_text="[1]").click()
     page.get_by_role("button", name="Stop task").click()
     page.wait_for_selector(".fbp-row[data-task][aria-label*='[1]'][aria-label*='stopped']")
@@ -217,7 +217,7 @@ def test_stop_works_while_another_cell_blocks_the_kernel(lab: Lab, tmp_path: Pat
     assert lab.busy() == 1 and "over" not in lab.output(3)
     go.touch()
     lab.wait_for_cells(30)
-    assert "over" in lab.output(3) and page.get_by_role("button", name="Retry failed").is_visible()
+    assert "over" in lab.output(3) and page.get_by_role("button", name="Go on").is_visible()
 
 
 def test_a_card_moves_while_another_cell_blocks_the_kernel(lab: Lab, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_card_moves_while_another_cell_blocks_the_kernel(lab: Lab, tmp_path: P
     moving = f"import pathlib, time\nn = 0\nwhile not pathlib.Path({str(go)!r}).exists():\n    n += 1\n    card.metric('n', n)\n    card.refresh()\n    time.sleep(0.05)"
     opened(lab, tmp_path / "moves.ipynb", LOAD, f"%%flowstep train\n{moving}", "%flow run", f"print('blocks')\n{waits_for(go)}")
     page = lab.page
-    page.wait_for_selector("text=blocks >> visible=true")
+    lab.cell(3).locator(".jp-OutputArea-output", has_text="blocks").wait_for()
     page.wait_for_selector(".fbp-card .fbl-card")
     seen = page.evaluate(
         """() => new Promise(done => {

@@ -91,14 +91,14 @@ function Heading({ state, now }: { state: State; now: number }) {
         <header class="fbp-head">
             <Icon state={head.state} label={false} />
             <h3>{head.flow}</h3>
-            <span class="fbp-dim">run {head.run}{head.origin && ` of ${head.origin}`}</span>
+            <span class="fbp-dim">run {head.run}{head.origin && `, goes on from run ${head.origin}`}</span>
             <span class={`fbp-word fbp-is-${head.state}`}>{word(head.state)}</span>
             <span class="fbp-time">{took}</span>
             <span class="fbp-dim fbp-tasks">{done(all)} / {total} {total === 1 ? "task" : "tasks"}{failed ? `, ${failed} failed` : ""}</span>
             {silent > 5 && <span class="fbp-silent">no news for {seconds(silent)}</span>}
             <span class="fbp-buttons">
                 {head.state === "running" && <button type="button" class="fbp-button" disabled={waits} onClick={press("stop")}>Stop run</button>}
-                {head.retry && <button type="button" class="fbp-button fbp-main" disabled={waits} title={head.retry} onClick={press("retry")}>{head.state === "lost" ? "Go on" : "Retry failed"}</button>}
+                {head.retry && <button type="button" class="fbp-button fbp-main" disabled={waits} title={head.retry} onClick={press("retry")}>{failed && head.state !== "lost" ? "Retry failed" : "Go on"}</button>}
             </span>
             <Bar shares={shares(all)} total={total} />
             <Spoken head={head} failed={failed} />
