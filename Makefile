@@ -62,6 +62,8 @@ bench: env
 pins:
 	uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 		--group dev pyproject.toml -o requirements-dev.txt
+	sed -i.old '1i# Every package of the development environment, pinned; made by `make pins` from pyproject.toml.' requirements-dev.txt
+	rm requirements-dev.txt.old
 
 clean:
 	rm -rf $(VENV) build dist out flowbook/static node_modules

@@ -210,6 +210,8 @@ def _add_common(parser: Parser, command: Command, taken: set[str]) -> None:
     """The options that may stand in either place, unless a parameter of the flow has that name."""
     if command.parameters and "with" not in taken:
         parser.add_argument("--with", dest="withs", action="append", metavar="NAME:k=v", help="a decorator for each step that lacks it")
+    if command.name in ("run", "resume") and "yes" not in taken:
+        parser.add_argument("--yes", action="store_true", help="in a cluster: more pods and GPUs than the settings allow a run")
     if "quiet" not in taken:
         parser.add_argument("--quiet", action="store_true", help="show only what tasks print")
     if "namespace" not in taken:

@@ -40,7 +40,6 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", action="append", metavar="TAG", default=[], help="a tag of the run (repeatable)")
     parser.add_argument("--max-workers", type=_workers, metavar="N", help="most tasks at once; as many as the machine allows if not given")
     parser.add_argument("--run-id-file", metavar="FILE", help="write the run's id there as soon as it is known")
-    parser.add_argument("--yes", action="store_true", help="in a cluster: more pods and GPUs than the settings allow a run")
     parser.add_argument("--runner-attribute-file", help=argparse.SUPPRESS)
     for name in ("--max-num-splits", "--max-log-size", "--user-namespace"):
         parser.add_argument(name, dest="ignored", help=argparse.SUPPRESS)  # Metaflow's; there is no such limit

@@ -75,7 +75,7 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         print(f"{word} means nothing here and is ignored", file=sys.stderr)
     _must_be_writable(given.run_id_file)
     user = build.user_name()
-    placing = _Placing(place, bool(given.yes), origin)
+    placing = _Placing(place, bool(getattr(given, "yes", False)), origin)
     spec = build.spec_of(
         program,
         place.store,

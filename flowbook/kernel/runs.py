@@ -104,6 +104,8 @@ class Runs:
         if known is not None and known.view.ended != "lost":
             return known
         try:
+            if "/" in run_id or "\0" in run_id or run_id.startswith("."):
+                raise StoreMissing(run_id)  # it cannot even be a key
             spec = flows.from_json(Spec, self.read_spec(flow, run_id))
         except StoreMissing:
             found = Finding("", f"there is no run {run_id} of {flow}", f"Runs of {flow}: {_listed(self.ids(flow))}.")
