@@ -20,6 +20,7 @@ from tests.cluster.cluster import S3, Cluster, ClusterError, Namespace, default_
 from tests.cluster.optional import MODULES
 
 REQUIRED = os.environ.get("FLOWBOOK_CLUSTER_TESTS") == "required"  # read now: a test begins without variables of ours
+ASKED = bool(os.environ.get("FLOWBOOK_KARPENTER_TESTS"))
 GIVEN = {name: os.environ.get(f"FLOWBOOK_TEST_{name}", "") for name in ("KUBECONFIG", "CLUSTER", "S3", "IMAGE")}
 
 
@@ -55,6 +56,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def scaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Another cluster, with Karpenter and kwok: in the first one Karpenter would bring a node to what other tests leave pending."""
+    if not ASKED:
+        pytest.skip("NOT TRIED: Karpenter's tests take some minutes; FLOWBOOK_KARPENTER_TESTS=1 asks for them (docs/cluster.md)")
     if reason := why_not():
         not_here(reason)
     if absent := missing(MODULES["karpenter"]):

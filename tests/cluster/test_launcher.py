@@ -106,7 +106,7 @@ def test_frames_come_live_through_a_forwarded_port(stage: Stage) -> None:
 
     stage.complete(scene())
 
-    assert phases == ["running"], phases
+    assert phases == ["running"], stage.log()
     assert stage.log()[-1]["state"] == "succeeded"
 
 

@@ -192,5 +192,6 @@ def test_a_card_is_seen_while_its_step_runs(stage: Stage, monkeypatch: pytest.Mo
 
     stage.complete(scene())
 
-    card = next(m for m in stage.said if m.get("f") == "card")
+    card = next((m for m in stage.said if m.get("f") == "card"), None)
+    assert card is not None, stage.log()
     assert card["step"] == "start" and card["card"]["state"] == "running" and "loss" in json.dumps(card["card"])
