@@ -231,11 +231,9 @@ class StepHandle:
     def table(self) -> Any:
         """A DataFrame of the tasks: item names, last metrics, scalar artifacts, state and seconds; also while the step runs."""
         from flowbook.kernel.cards import metrics  # cards are slow to import
-        from flowbook.kernel.panel_data import item_values
+        from flowbook.kernel.panel_data import item_values, names_of_item
 
-        told = preview.mode() == preview.FULL
-        foreach = self._linked.options.foreach
-        names = (foreach.names or (foreach.target or "item",)) if foreach else ()
+        told, names = preview.mode() == preview.FULL, names_of_item(self._linked)
 
         def more(task: results.TaskResult) -> dict[str, Any]:
             key = Task(self._step, task.index)

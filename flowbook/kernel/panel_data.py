@@ -526,13 +526,9 @@ class PanelData:
         return self._by_step.get(step, {})
 
     def _table(self, step: Step, tasks: Sequence[Task], total: int) -> Table:
-        names = step.options.foreach.names if step.options.foreach else ()
-        target = step.options.foreach.target if step.options.foreach else ""
+        named = names_of_item(step)
         told = preview.mode() == preview.FULL
-        items = [
-            item_values(self._view.state.tasks[task].item if told else None, names or ((target,) if target else ("item",)))
-            for task in tasks
-        ]
+        items = [item_values(self._view.state.tasks[task].item if told else None, named) for task in tasks]
         item_names = list(dict.fromkeys(name for item in items for name in item))
         heard = self._view.metrics
         metrics = [heard.get((task.step, task.index, task.part)) or wire.metrics_of(self.stored.get(task, {}).values()) for task in tasks]
@@ -776,6 +772,12 @@ def _as_number(text: str) -> float | None:
         return _number(float(found["inner"] or text)) if found else None
     except ValueError:
         return None
+
+
+def names_of_item(step: Step) -> tuple[str, ...]:
+    """What a table calls the item of a step's tasks, or its parts."""
+    foreach = step.options.foreach
+    return (foreach.names or ((foreach.target,) if foreach.target else ())) if foreach else ()
 
 
 @lru_cache(4_096)

@@ -11,11 +11,13 @@ No key is a folder of another. The first parts ``tmp`` and ``local`` belong to t
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from flowbook.errors import StoreError
+from flowbook._version import __version__
+from flowbook.errors import StoreError, StoreTooNew
 
 Buffer = bytes | bytearray | memoryview
 Data = Buffer | Iterable[Buffer]
@@ -148,6 +150,25 @@ def check_key(key: str) -> str:
     if parts[0] in OWN_PARTS:
         raise StoreError(f"not a key: {key!r} ({parts[0]!r} belongs to the store itself)")
     return key
+
+
+def check_format(text: bytes, path: str, store: str, other: str) -> dict[str, Any]:
+    """What store.json at `path` says, if this flowbook reads the format of that store. Raises StoreError, StoreTooNew; `other` is what
+    to use instead of a damaged one."""
+    try:
+        data: dict[str, Any] = json.loads(text)
+        number = data["format"]
+        if type(number) is not int:
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{path} is damaged: it should hold the store's format. Restore it, or use {other}.") from None
+    if number > FORMAT:
+        writer = data.get("written_by", "unknown")
+        raise StoreTooNew(
+            f"the store {store} was written by flowbook {writer} (format {number}); this is flowbook {__version__}, "
+            f"which reads up to format {FORMAT}. Upgrade: pip install -U flowbook"
+        )
+    return data
 
 
 def check_range(key: str, start: int, stop: int) -> None:

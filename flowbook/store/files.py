@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from flowbook._version import __version__
-from flowbook.errors import StoreError, StoreFull, StoreMissing, StoreReadOnly, StoreTooNew
+from flowbook.errors import StoreError, StoreFull, StoreMissing, StoreReadOnly
 from flowbook.store import layout
-from flowbook.store.base import FORMAT, Aged, Buffer, Data, buffers, check_key, check_range, digest
+from flowbook.store.base import FORMAT, Aged, Buffer, Data, buffers, check_format, check_key, check_range, digest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -361,28 +361,12 @@ class FilesStore:
             if error.errno in _ABSENT:
                 return
             raise StoreError(f"cannot read {path}: {error.strerror}. Check who owns the folder, or use another store.") from error
-        self._format_known = _checked(text, path)
+        check_format(text, path, os.path.dirname(path), "another folder as the store")
+        self._format_known = True
 
 
 class _OtherDevice(Exception):
     """The file is on another device, where a link cannot reach."""
-
-
-def _checked(text: bytes, path: str) -> bool:
-    try:
-        data = json.loads(text)
-        number = data["format"]
-        if type(number) is not int:
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{path} is damaged: it should hold the store's format. Restore it, or use another folder as the store.") from None
-    if number > FORMAT:
-        writer = data.get("written_by", "unknown")
-        raise StoreTooNew(
-            f"the store {os.path.dirname(path)} was written by flowbook {writer} (format {number}); this is flowbook {__version__}, "
-            f"which reads up to format {FORMAT}. Upgrade: pip install -U flowbook"
-        )
-    return True
 
 
 def _write_all(handle: int, piece: Buffer) -> None:

@@ -23,9 +23,9 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from flowbook._version import __version__
-from flowbook.errors import ArtifactError, StoreError, StoreMissing, StoreTooNew
+from flowbook.errors import ArtifactError, StoreError, StoreMissing
 from flowbook.store import layout, s3_errors
-from flowbook.store.base import FORMAT, Aged, Buffer, Data, buffers, check_key, check_range, digest
+from flowbook.store.base import FORMAT, Aged, Buffer, Data, buffers, check_format, check_key, check_range, digest
 from flowbook.store.s3_cache import Cache, folder_for
 from flowbook.store.s3_client import THREADS, Answer, Bucket, Client, date_of
 from flowbook.store.s3_credentials import Source
@@ -464,7 +464,8 @@ class S3Store:
         if self._id is None:
             answer = self.client.send("GET", self.prefix + layout.STORE, fine=(404,))
             if answer.status != 404:
-                self._id = _checked(answer.body, self.where)
+                data = check_format(answer.body, f"{self.where}/{layout.STORE}", self.where, "another prefix")
+                self._id = "".join(c for c in str(data.get("id", "none")) if c.isalnum()) or "none"
             elif answer.code not in s3_errors.ABSENT:
                 raise self._refused("GET", layout.STORE, answer)
 
@@ -546,25 +547,6 @@ def _encryption(wanted: str | None) -> dict[str, str]:
     if kind == "kms" and (key or ":" not in wanted):
         return {"x-amz-server-side-encryption": "aws:kms"} | ({"x-amz-server-side-encryption-aws-kms-key-id": key} if key else {})
     raise StoreError(f"s3_encryption = {wanted!r} is none of {ENCRYPTIONS}.")
-
-
-def _checked(text: bytes, where: str) -> str:
-    """The id of a store, as its store.json has it."""
-    try:
-        data = json.loads(text)
-        number = data["format"]
-        if type(number) is not int:
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(
-            f"{where}/{layout.STORE} is damaged: it should hold the store's format. Restore it, or use another prefix."
-        ) from None
-    if number > FORMAT:
-        raise StoreTooNew(
-            f"the store {where} was written by flowbook {data.get('written_by', 'unknown')} (format {number}); this is flowbook "
-            f"{__version__}, which reads up to format {FORMAT}. Upgrade: pip install -U flowbook"
-        )
-    return "".join(c for c in str(data.get("id", "none")) if c.isalnum()) or "none"
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------------------------

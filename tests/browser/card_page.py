@@ -68,6 +68,13 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def serve(folder: Path) -> http.server.ThreadingHTTPServer:
+    """A server of the files of a folder, on a free port."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args, **more: _Handler(*args, directory=str(folder), **more))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
 class CardPage:
     """The page, open in a browser. Raises if the front end cannot be built."""
 
@@ -76,8 +83,7 @@ class CardPage:
         script = BUILD % json.dumps(ENTRY)
         subprocess.run([node() or "node", "--input-type=module", "-e", script, "--", str(folder)], cwd=ROOT, check=True)
         (folder / "index.html").write_text(PAGE)
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args, **more: _Handler(*args, directory=str(folder), **more))
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        self._http = serve(folder)
         self.address = f"http://127.0.0.1:{self._http.server_address[1]}"
         self.trap = Trap()
         self.context: BrowserContext = browser.new_context(viewport={"width": 1000, "height": 900})

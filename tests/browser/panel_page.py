@@ -5,9 +5,7 @@ For what would take a real run too long (ten minutes of updates) or what no hone
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 from flowbook.kernel.panel import STATIC
 from flowbook.kernel.panel_data import Graph, Shown
-from tests.browser.card_page import Trap
+from tests.browser.card_page import Trap, serve
 
 Json = Any
 
@@ -71,11 +69,6 @@ window.panels = {
 </script></body></html>"""
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 class PanelPage:
     """The page, open in a browser; `trap` is a server that must never be asked for anything."""
 
@@ -84,8 +77,7 @@ class PanelPage:
         for name in ("panel.js", "panel.css"):
             (folder / name).write_bytes((STATIC / name).read_bytes())
         (folder / "index.html").write_text(PAGE)
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args, **more: _Handler(*args, directory=str(folder), **more))
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        self._http = serve(folder)
         self.address = f"http://127.0.0.1:{self._http.server_address[1]}"
         self.trap = Trap()
         self.context: BrowserContext = browser.new_context(viewport={"width": 1000, "height": 900})
