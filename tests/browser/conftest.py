@@ -6,7 +6,7 @@ Pictures go to $FLOWBOOK_SCREENSHOTS, else to a folder that pytest keeps for the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,16 @@ def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield started
     started.close()
     end_processes_of(started.store)  # engines whose run a test left open
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says of a failed test what its page showed, while the page is still there."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.when == "call" and report.failed and isinstance(lab, Lab):
+        report.sections.append(("the page", lab.last_words(item.name)))
+    return report
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -147,6 +148,7 @@ class Lab:
             self.page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
 
     def run_all(self) -> None:
+        self.until("window.jupyterapp.commands.isEnabled('runmenu:run-all')")  # else a click on the entry does nothing
         self.menu("Run", "Run All Cells")
 
     def interrupt(self) -> None:
@@ -200,6 +202,20 @@ class Lab:
             if cell["cell_type"] == "code":
                 lines.append(f"[{number}] {str(cell['source']).splitlines()[:1]}\n{self.output(number)}")
         return "\n".join(lines)
+
+    def last_words(self, name: str) -> str:
+        """What a failed test leaves: cells, kernel, errors of the page, the end of the server's log; a picture beside the others."""
+        try:
+            picture = self.picture(f"failed-{re.sub(r'[^A-Za-z0-9]+', '-', name)}")
+            kernel = self.page.evaluate(
+                "(() => { const s = window.jupyterapp?.shell.currentWidget?.sessionContext;"
+                " return [s?.session?.kernel?.status, s?.session?.kernel?.connectionStatus, document.querySelector('.jp-Dialog')?.innerText] })()"
+            )
+            seen = f"picture {picture.name}; kernel and dialog {kernel}; errors {self.errors}\n{self.story()}"
+        except Exception as error:
+            seen = f"the page does not answer: {error!r}"
+        log = (self.server.folder / "server.log").read_text(errors="replace")
+        return f"{seen}\n--- server.log\n{log[-4000:]}"
 
     def until(self, condition: str, timeout_s: float = 60) -> None:
         """Until a JavaScript expression is true in the page."""

@@ -39,6 +39,7 @@ T = TypeVar("T")
 RATE, BURST = 40.0, 20  # pods created a second
 WORKERS = 12  # requests at once
 STREAMS = 32
+RECONNECT_S = 2.0  # at most, between two tries to hear a pod: at first its worker is not up yet
 SNAPSHOT_S = 5.0  # between two looks at stored cards, where they cannot come live
 IMAGE_S = 120.0  # for which an image may be refused before the attempt is given up
 QUOTA_S = 5.0  # between two tries while a quota is used up
@@ -612,7 +613,7 @@ class Live:
                 pass
             if self._closed.wait(delay):
                 return
-            delay = min(2 * delay, 30)
+            delay = min(2 * delay, RECONNECT_S)
 
     def _snapshots(self) -> None:
         """Cards as the worker stores them, every some seconds."""
