@@ -210,6 +210,7 @@ WRONG = [
     (secrets(sources=[]), "@secrets: sources: no source"),
     (secrets(sources=[5]), "sources: a source is a text or a dict, not int"),
     (secrets(sources=["a b"]), "sources: 'a b': not a source of secrets"),
+    (secrets(sources=["kubernetes:My_DB"]), "'My_DB' is no name of a Secret in Kubernetes"),
     (secrets(sources=["env:1"]), "'1' is not a variable's name"),
     (secrets(sources=[{"id": "x"}]), 'a source written as a dict needs "type"'),
     (secrets(sources=[{"type": "x", "idd": "x"}]), "'idd' is not known of a source"),

@@ -387,6 +387,7 @@ OPTIONS = [
     "--timeout 0.5s",
     "--cpu 2.5 --memory 32GB --gpu 1",
     "--env A=b --env C",
+    "--secret TOKEN --secret env:A=B --secret file:keys.env --secret KEY=file:k.txt --secret kubernetes:db --secret vault:prod/db",
     "--catch error",
     "--card",
     "--checkpoint",

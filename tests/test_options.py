@@ -250,6 +250,7 @@ REFUSED = [
     ("train --retry-only Value-Error", "--retry-only Value-Error: 'Value-Error' is not the name of an error"),
     ("train --retry-unless A,,B", "--retry-unless A,,B: a name is missing"),
     ("train --secret env:1A", "--secret env:1A: '1A' is not a variable's name"),
+    ("train --secret kubernetes:My_DB", "--secret kubernetes:My_DB: 'My_DB' is no name of a Secret in Kubernetes"),
     ("train --secret file:", "--secret file:: not a source of secrets"),
     ("train --secret 'my token'", '--secret my token: not a source of secrets\n    write "NAME", "env:NAME=TARGET"'),
     ("train -retry 3", "Cell In[7]: unknown option -retry; did you mean --retry?"),

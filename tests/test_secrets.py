@@ -44,6 +44,8 @@ SOURCES = [
     ("KEY=file:/run/key", Secret("file", "/run/key", "KEY")),
     ("aws-secrets-manager.prod/db", Secret("aws-secrets-manager", "prod/db")),
     ("aws-secrets-manager:arn:aws:x", Secret("aws-secrets-manager", "arn:aws:x")),
+    ("kubernetes:team-db.prod", Secret("kubernetes", "team-db.prod")),
+    ({"type": "kubernetes", "id": "db"}, Secret("kubernetes", "db")),
     ({"type": "env", "id": "TOKEN"}, Secret("env", "TOKEN", "TOKEN")),
     ({"type": "vault", "id": "x", "role": "r", "options": {"v": 1}}, Secret("vault", "x", role="r", options={"v": 1})),
 ]
@@ -55,6 +57,16 @@ def test_a_source_is_read_and_kept_as_text(source: Any, expected: Secret) -> Non
 
     assert found == expected
     assert Secret.from_text(found.to_text()) == found
+    if isinstance(source, str):
+        assert parse_source(found.written) == found
+
+
+@pytest.mark.parametrize("name", ["My_DB", "a b", "a/KEY", "-db", "db-", "a..b", "x" * 254])
+def test_a_name_that_no_secret_of_a_cluster_can_have_is_refused(name: str) -> None:
+    with pytest.raises(WrongSource, match="is no name of a Secret in Kubernetes"):
+        parse_source(f"kubernetes:{name}")
+    with pytest.raises(WrongSource, match="takes no options"):
+        parse_source({"type": "kubernetes", "id": "db", "options": {"key": "A"}})
 
 
 @given(
@@ -124,7 +136,8 @@ def test_a_file_that_cannot_be_read_names_the_line_and_no_value(tmp_path: Path, 
 
 def test_what_is_missing_names_the_source_and_the_remedy(tmp_path: Path) -> None:
     assert said("TOKEN") == (
-        "the secret env:TOKEN is not set in the environment\n    set it where the run is started (export TOKEN=…), or name another source"
+        "the secret env:TOKEN is not set in the environment\n    set it where the run is started (export TOKEN=…), or name another source; "
+        "for a pod of a cluster kubernetes:NAME"
     )
     assert "the secret file:nothing.env cannot be read: No such file or directory" in said("file:nothing.env")
     assert "cannot be read: Is a directory" in said(f"file:{tmp_path}")
@@ -146,6 +159,39 @@ def test_two_sources_of_one_variable_contradict_each_other_before_anything_is_se
     message = said(f'inline:{{"B": "x", "A": "{VALUE}"}}', "env:T=A", environ={"T": "other"})
 
     assert "inline and env:T both give A, with different values" in message
+
+
+# ---- Secrets of a cluster ---------------------------------------------------------------------------------------------------
+
+
+def pod_environ(**secrets: dict[str, str]) -> dict[str, str]:
+    """As podspec.manifest and a kubelet make it of Secrets, by name."""
+    carriers = {f"FLOWBOOK_SECRET_{number}_{key}": value for number, keys in enumerate(secrets.values(), 1) for key, value in keys.items()}
+    return {"PATH": "/bin", "FLOWBOOK_POD_SECRETS": " ".join(secrets), **carriers}
+
+
+def test_the_keys_of_secrets_of_the_cluster_become_variables_and_what_carried_them_goes() -> None:
+    environ = pod_environ(db={"A": VALUE, "B": ""}, keys={"C": "3"})
+
+    assert set_from("kubernetes:keys", "kubernetes:db", environ=environ) == {"PATH": "/bin", "A": VALUE, "B": "", "C": "3"}
+
+
+def test_a_secret_of_the_cluster_is_checked_as_any_other_source() -> None:
+    bad = said("kubernetes:db", environ=pod_environ(db={"A": "1", "tls.crt": VALUE}))
+    replaced = said("kubernetes:db", environ=pod_environ(db={"PATH": VALUE}))
+
+    assert "kubernetes:db has the key 'tls.crt', which is no name of a variable\n    rename it in the Secret" in bad
+    assert "kubernetes:db gives PATH, which the environment has with another value" in replaced
+    assert set_from("kubernetes:db", environ=pod_environ(db={"PATH": VALUE}), override=True) == {"PATH": VALUE}
+
+
+def test_a_step_on_this_machine_has_no_secret_of_a_cluster() -> None:
+    message = said("kubernetes:db")
+
+    assert message.startswith(
+        "kubernetes:db is a Secret of a cluster, and this step runs on this machine\n    run it with --with kubernetes"
+    )
+    assert "env:NAME, file:PATH" in message
 
 
 # ---- secret managers ------------------------------------------------------------------------------------------------------
@@ -198,7 +244,7 @@ def test_a_secret_manager_that_is_not_installed_is_named() -> None:
     message = said("aws-secrets-manager.prod/db")
 
     assert "no secret manager aws-secrets-manager is installed here (aws-secrets-manager:prod/db)" in message
-    assert "an entry point aws-secrets-manager in the group flowbook.secrets; there are: env, file, inline" in message
+    assert "an entry point aws-secrets-manager in the group flowbook.secrets; there are: env, file, inline, kubernetes" in message
     assert "did you mean file?" in said("flie:x")
 
 

@@ -212,7 +212,7 @@ secrets = Decorator(
     "secrets",
     """Secret variables, set just before the step and never stored: secrets(sources=[], role=None, allow_override=False).
 
-    A source is "NAME", "env:NAME=TARGET", "file:PATH", "NAME=file:PATH", or "TYPE:ID" of a secret manager.""",
+    A source is "NAME", "env:NAME=TARGET", "file:PATH", "NAME=file:PATH", "kubernetes:NAME" in a cluster, or "TYPE:ID" of a secret manager.""",
 )
 kubernetes = Decorator("kubernetes", "How a step runs on Kubernetes. Without effect on local pods.")
 pypi = Decorator("pypi", "Packages of a step: pypi(packages={}, python=None). Without effect on local pods.")

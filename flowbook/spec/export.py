@@ -30,6 +30,7 @@ from flowbook.spec.export_text import Edit, call, quoted
 from flowbook.spec.export_way import Carry, Method, Tasks, task_words, weave
 from flowbook.spec.flow import Card, Checkpoint, Input, Options, Resources, Retry
 from flowbook.spec.flowspec import RESERVED, FlowSpec
+from flowbook.spec.secrets import Secret
 
 INDENT = " " * 8
 GIVEN = ("card", "checkpoint", "current", "load_checkpoint", "save_checkpoint")  # builtins of step cells, imported by the file
@@ -634,7 +635,7 @@ def decorators_of(options: Options) -> Iterator[tuple[str, list[str]]]:
     if options.env:
         yield "environment", [f"vars={texts.literal(dict(options.env))}"]
     if options.secrets:
-        yield "secrets", [f"sources={texts.literal(list(options.secrets))}"]
+        yield "secrets", [f"sources={texts.literal([Secret.from_text(each).written for each in options.secrets])}"]
     for card in options.cards:
         yield "card", _card(card)
     if options.checkpoint is not None:

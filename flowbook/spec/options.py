@@ -330,7 +330,9 @@ def _secret(text: str) -> str:
     except WrongSource as wrong:
         raise Refused(str(wrong), HOW) from None
     if source.kind == "inline":
-        raise Refused("a secret does not belong into the text of a cell, which is stored", "name where it is: env:NAME or file:PATH")
+        raise Refused(
+            "a secret does not belong into the text of a cell, which is stored", "name where it is: env:NAME, file:PATH, kubernetes:NAME"
+        )
     return source.to_text()
 
 
@@ -436,7 +438,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--gpu", "N", "whole GPUs", _whole(MOST_DEVICES)),
     Option("--disk", "SIZE", "500GB; a bare number is megabytes of 10**6 bytes", disk),
     Option("--env", "K=V | K", "set an environment variable; K alone takes the kernel's value (repeatable)", _environment, repeatable=True),
-    Option("--secret", "NAME", "set a secret variable, from env:NAME, file:PATH, … (repeatable)", _secret, repeatable=True),
+    Option("--secret", "NAME", "set secret variables, from env:NAME, file:PATH, kubernetes:NAME, … (repeatable)", _secret, repeatable=True),
     Option("--image", "IMAGE", "image of the step's pod in a cluster, such as python:3.11", _image),
     Option(
         "--pip", "REQUIREMENTS", "packages that such a pod installs first: 'numpy==2.1 pandas' (repeatable)", _requirements, repeatable=True

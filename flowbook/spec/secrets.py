@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flowbook.spec.flow import Json
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-HOW = 'write "NAME", "env:NAME=TARGET", "file:PATH", "NAME=file:PATH", or "TYPE:ID" of a secret manager'
+HOW = 'write "NAME", "env:NAME=TARGET", "file:PATH", "NAME=file:PATH", "kubernetes:NAME" in a cluster, or "TYPE:ID" of a secret manager'
+DNS = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")  # of objects of Kubernetes
+
+IN_POD = "FLOWBOOK_POD_SECRETS"
+"""The variable by which a pod tells its worker which Secrets of the cluster it was given, by name. The keys of the first are variables
+that begin with `carried(0)`, and so on: only the worker, which looks at all sources, sets them under their own names."""
 
 
 class WrongSource(ValueError):
@@ -27,8 +32,8 @@ class Secret:
     """One source.
 
     `kind` "env": `place` is a variable of the environment, set as `target`. "file": `place` is a path; with a `target` the whole
-    text is that variable, else the file lists variables. "inline": `options` are the variables. Any other kind is a secret manager
-    that an entry point of the group `flowbook.secrets` offers; `place` is its id of the secret, `options` are passed on.
+    text is that variable, else the file lists variables. "inline": `options` are the variables. "kubernetes": `place` is a Secret in the
+    namespace of the step's pod, whose keys are the variables. Any other kind is a secret manager that an entry point of the group `flowbook.secrets` offers; `place` is its id of the secret, `options` are passed on.
     """
 
     kind: str
@@ -51,6 +56,13 @@ class Secret:
         """As people know it: ``env:NAME``, ``file:PATH``; of "inline" no more than that."""
         return f"{self.kind}:{self.place}" if self.place else self.kind
 
+    @property
+    def written(self) -> str:
+        """As `parse_source` reads it, of a source that was given as text."""
+        if self.kind == "file" and self.target:
+            return f"{self.target}=file:{self.place}"
+        return f"{self.name}={self.target}" if self.target not in ("", self.place) else self.name
+
 
 def parse_source(source: Any, role: str | None = None, allow_override: bool = False) -> Secret:
     """A source as written: text, or Metaflow's dict with "type", "id", "role", "options". Raises WrongSource."""
@@ -67,7 +79,22 @@ def parse_source(source: Any, role: str | None = None, allow_override: bool = Fa
         raise WrongSource("a path is missing after file:")
     if kind == "inline" and not all(isinstance(n, str) and VARIABLE.match(n) and isinstance(v, str) for n, v in options.items()):
         raise WrongSource("the variables of an inline source must be texts by names")
+    if kind == "kubernetes" and not DNS.match(place):
+        raise WrongSource(f"{place!r} is no name of a Secret in Kubernetes, which has lower-case letters, digits, '-' and '.'")
+    if kind == "kubernetes" and options:
+        raise WrongSource("a Secret of the cluster takes no options: all its keys become variables")
     return Secret(kind, place, target, role, allow_override, options)
+
+
+def of_cluster(sources: Iterable[str]) -> tuple[str, ...]:
+    """The Secrets of a cluster among sources (texts of `Options.secrets`): each name once, in their order."""
+    found = map(Secret.from_text, sources)
+    return tuple(dict.fromkeys(each.place for each in found if each.kind == "kubernetes"))
+
+
+def carried(number: int) -> str:
+    """How the variables begin that carry a Secret of the cluster into the pod; see IN_POD."""
+    return f"FLOWBOOK_SECRET_{number + 1}_"
 
 
 def _of_text(text: str) -> tuple[str, str, str, Mapping[str, Json]]:

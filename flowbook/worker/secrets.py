@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from flowbook.errors import FlowbookError
-from flowbook.spec.secrets import VARIABLE, Secret
+from flowbook.spec.secrets import IN_POD, VARIABLE, Secret, carried
 
 GROUP = "flowbook.secrets"
+OWN = ("env", "file", "inline", "kubernetes")  # types of source that need no package
 LARGEST_FILE = 2**20  # bytes; a file of secrets is small
 
 Fetch = Callable[..., Mapping[str, Any]]
@@ -43,17 +44,24 @@ def set_secrets(sources: Iterable[str], environ: MutableMapping[str, str]) -> No
                 remedy = "remove it from the environment, or write @secrets(sources=[…], allow_override=True)"
                 raise SecretError(f"{secret.name} gives {name}, which the environment has with another value\n    {remedy}")
             found[name], givers[name] = value, secret.name
+    carriers = tuple(carried(number) for number, _ in enumerate(environ.get(IN_POD, "").split()))
+    for name in [each for each in environ if each == IN_POD or each.startswith(carriers)]:
+        del environ[name]
     environ.update(found)
 
 
 def _read(secret: Secret, environ: Mapping[str, str]) -> dict[str, str]:
     if secret.kind == "env":
         if secret.place not in environ:
-            remedy = f"set it where the run is started (export {secret.place}=…), or name another source"
+            remedy = (
+                f"set it where the run is started (export {secret.place}=…), or name another source; for a pod of a cluster kubernetes:NAME"
+            )
             raise SecretError(f"the secret {secret.name} is not set in the environment\n    {remedy}")
         return {secret.target: environ[secret.place]}
     if secret.kind == "file":
         return _of_file(secret)
+    if secret.kind == "kubernetes":
+        return _of_cluster(secret, environ)
     given = dict(secret.options) if secret.kind == "inline" else _fetched(secret)
     return _checked(secret, given)
 
@@ -67,6 +75,22 @@ def _checked(secret: Secret, given: Mapping[Any, Any]) -> dict[str, str]:
         if not isinstance(value, str) or "\0" in value:
             raise SecretError(f"{secret.name} gives a value of {name} that no variable can have\n    it must be a text")
     return dict(given)
+
+
+def _of_cluster(secret: Secret, environ: Mapping[str, str]) -> dict[str, str]:
+    names = environ.get(IN_POD, "").split()
+    if secret.place not in names:
+        remedy = "run it with --with kubernetes, or name a source that is here: env:NAME, file:PATH"
+        raise SecretError(f"{secret.name} is a Secret of a cluster, and this step runs on this machine\n    {remedy}")
+    start = carried(names.index(secret.place))
+    found = {name.removeprefix(start): value for name, value in environ.items() if name.startswith(start)}
+    for key in found:
+        if not VARIABLE.match(key):
+            remedy = (
+                "rename it in the Secret (letters, digits and _, beginning with a letter), or mount the Secret: @kubernetes(volumes={…})"
+            )
+            raise SecretError(f"{secret.name} has the key {key!r}, which is no name of a variable\n    {remedy}")
+    return found
 
 
 # ---- files --------------------------------------------------------------------------------------------------------------------
@@ -155,9 +179,9 @@ def _fetched(secret: Secret) -> Mapping[Any, Any]:
 def _manager(secret: Secret) -> Fetch:
     offered = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     if secret.kind not in offered:
-        near = difflib.get_close_matches(secret.kind, [*offered, "env", "file", "inline"], 1)
+        near = difflib.get_close_matches(secret.kind, [*offered, *OWN], 1)
         hint = f"did you mean {near[0]}? Else install" if near else "install"
-        known = ", ".join(["env", "file", "inline", *sorted(offered)])
+        known = ", ".join([*OWN, *sorted(offered)])
         remedy = f"{hint} a package with an entry point {secret.kind} in the group {GROUP}; there are: {known}"
         raise SecretError(f"no secret manager {secret.kind} is installed here ({secret.name})\n    {remedy}")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flowbook.engine.launch import podspec, podstatus
-from flowbook.engine.launch.placing import placed
+from flowbook.engine.launch.placing import placed, shown_pod
 from flowbook.engine.launch.podspec import (
     Ask,
     Cluster,
@@ -20,6 +20,7 @@ from flowbook.engine.launch.podspec import (
     manifest,
     merged,
     pod_name,
+    pod_of,
     read_tiers,
     requests,
     run_label,
@@ -27,6 +28,7 @@ from flowbook.engine.launch.podspec import (
 )
 from flowbook.errors import DefinitionError, SettingError
 from flowbook.spec.flow import Options, Resources, Spec, Step
+from flowbook.spec.secrets import parse_source
 
 STORE = {"kind": "s3", "bucket": "team", "endpoint": "https://s3.example.org"}
 
@@ -145,6 +147,26 @@ def test_a_pod_keeps_the_restricted_standard_and_holds_no_secret() -> None:
     assert "secret" not in json.dumps(list(container["env"])).lower()
 
 
+def test_a_secret_of_the_cluster_is_named_in_the_pod_and_its_keys_wait_for_the_worker() -> None:
+    sources = ("kubernetes:db", "TOKEN", "kubernetes:keys", "kubernetes:db")
+    told = pod_of(Options(secrets=tuple(parse_source(each).to_text() for each in sources)), "3.11")
+    container = spec_of(manifest(ask(**told), Cluster(secret="store")))["containers"][0]
+
+    assert container["envFrom"] == [
+        {"secretRef": {"name": "store"}},
+        {"prefix": "FLOWBOOK_SECRET_1_", "secretRef": {"name": "db"}},
+        {"prefix": "FLOWBOOK_SECRET_2_", "secretRef": {"name": "keys"}},
+    ]
+    assert {"name": "FLOWBOOK_POD_SECRETS", "value": "db keys"} in container["env"]
+    assert not any(each["name"] == "FLOWBOOK_POD_SECRETS" for each in spec_of(manifest(ask(), Cluster()))["containers"][0]["env"])
+
+
+def test_the_pod_that_is_shown_names_the_secret_of_the_cluster() -> None:
+    shown = json.loads(shown_pod("demo", "train", step(secrets=(parse_source("kubernetes:db").to_text(),)).options, {}, {}))
+
+    assert shown["spec"]["containers"][0]["envFrom"] == [{"prefix": "FLOWBOOK_SECRET_1_", "secretRef": {"name": "db"}}]
+
+
 def test_a_running_pod_is_not_disrupted_and_a_lost_node_is_given_up_soon() -> None:
     pod = manifest(ask(), Cluster())
 
@@ -243,7 +265,7 @@ def test_a_template_is_taken_only_where_it_is_allowed_and_ours_stands_above_it()
 def test_names_are_what_kubernetes_takes(fields: dict[str, Any]) -> None:
     pod = manifest(ask(**fields), Cluster())
 
-    assert podspec._DNS.match(pod["metadata"]["name"]) and len(pod["metadata"]["name"]) <= 63
+    assert podspec.DNS.match(pod["metadata"]["name"]) and len(pod["metadata"]["name"]) <= 63
     assert all(podspec._LABEL_VALUE.match(value) for value in pod["metadata"]["labels"].values())
 
 

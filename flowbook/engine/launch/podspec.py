@@ -25,6 +25,7 @@ from typing import Any
 from flowbook.errors import Finding, SettingError
 from flowbook.spec.flow import Options, Resources, Step
 from flowbook.spec.options import looks_secret
+from flowbook.spec.secrets import DNS, IN_POD, carried, of_cluster
 from flowbook.store import layout
 
 Json = Any
@@ -100,7 +101,8 @@ def read_tiers(rows: Any) -> tuple[Mapping[str, Json], ...]:
 class Ask:
     """One attempt's pod. `store` is what the store says of itself; `runtime` the blob of flowbook's own code; `order` the key of its order.
 
-    `kubernetes` are the arguments of @kubernetes. `python`: the version that the run was started with.
+    `kubernetes` are the arguments of @kubernetes. `secrets`: the Secrets of the cluster that @secrets and --secret name.
+    `python`: the version that the run was started with.
     """
 
     flow: str
@@ -117,6 +119,7 @@ class Ask:
     image: str | None = None
     pip: tuple[str, ...] = ()
     spot: bool = False
+    secrets: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     kubernetes: Mapping[str, Json] = field(default_factory=dict)
     python: str = ""
@@ -133,6 +136,7 @@ def pod_of(options: Options, python: str) -> dict[str, Json]:
         "image": options.image,
         "pip": (*options.pip, *pinned),
         "spot": options.spot,
+        "secrets": of_cluster(options.secrets),
         "python": python,
     }
 
@@ -144,7 +148,6 @@ def in_cluster(options: Options) -> bool:
 
 # ---- what is wrong with it -----------------------------------------------------------------------------------------------
 
-_DNS = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?\Z")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
 
@@ -163,11 +166,11 @@ def _findings(step: Step, cluster: Cluster, environ: Mapping[str, str], yes: boo
     if "template" in own and not cluster.template:
         yield Finding(where, "a raw pod template is not allowed here", "Whoever runs the cluster can set kubernetes_template = true.")
     for name in ("namespace", "service_account"):
-        if own.get(name) is not None and not (isinstance(own[name], str) and _DNS.match(own[name])):
+        if own.get(name) is not None and not (isinstance(own[name], str) and DNS.match(own[name])):
             yield Finding(where, f"{name} {own[name]!r} is no name in Kubernetes", "Use lower-case letters, digits and dashes.")
     for name in ("secrets", "image_pull_secrets"):
         for each in _names(own.get(name)):
-            if not isinstance(each, str) or not _DNS.match(each):
+            if not isinstance(each, str) or not DNS.match(each):
                 yield Finding(where, f"{each!r} in {name} is no name of a Secret", "Use lower-case letters, digits and dashes.")
     for name, key, value in _pairs(own):
         if not _LABEL_KEY.match(key) or (name != "annotations" and not _LABEL_VALUE.match(value)):
@@ -179,7 +182,7 @@ def _findings(step: Step, cluster: Cluster, environ: Mapping[str, str], yes: boo
     for name, given in step.options.env:
         if given is None and looks_secret(name, environ.get(name, "")):
             what = f"--env {name} would write a secret into the pod, where others can read it"
-            yield Finding(where, what, f"Put {name} into a Secret of the cluster, and name that in @kubernetes(secrets=[…]).")
+            yield Finding(where, what, f"Put {name} into a Secret of the cluster, and name that: --secret kubernetes:NAME.")
 
 
 def _pairs(own: Mapping[str, Json]) -> Iterator[tuple[str, str, str]]:
@@ -340,6 +343,8 @@ def manifest(ask: Ask, cluster: Cluster, owner: Mapping[str, str] | None = None)
         "labels": {**_texts(own.get("labels")), **labels_of(ask)},
         "annotations": {**_texts(own.get("annotations")), **annotations_of(ask)},
     }
+    if cluster.scale != 1:
+        metadata["annotations"][f"{LABEL}/scale"] = f"{cluster.scale:g}"  # who reads the pod must not take its amounts for the step's
     if namespace := namespace_of(ask, cluster):
         metadata["namespace"] = namespace
     if owner:
@@ -399,8 +404,10 @@ def _container(ask: Ask, cluster: Cluster, mounts: list[Json]) -> dict[str, Json
         "volumeMounts": mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",  # a worker that never came to speak has left its last lines there
     }
-    if secrets:
-        container["envFrom"] = [{"secretRef": {"name": name}} for name in dict.fromkeys(secrets)]
+    sources: list[Json] = [{"secretRef": {"name": name}} for name in dict.fromkeys(secrets)]
+    sources += [{"prefix": carried(number), "secretRef": {"name": name}} for number, name in enumerate(ask.secrets)]
+    if sources:
+        container["envFrom"] = sources
     if own.get("image_pull_policy"):
         container["imagePullPolicy"] = own["image_pull_policy"]
     return container
@@ -422,6 +429,7 @@ def _environment(ask: Ask) -> dict[str, str]:
         "HOME": SCRATCH,
         "TMPDIR": f"{SCRATCH}/tmp",
         **ask.env,
+        **({IN_POD: " ".join(ask.secrets)} if ask.secrets else {}),
         "FLOWBOOK_POD": json.dumps(told, sort_keys=True, separators=(",", ":")),
     }
 

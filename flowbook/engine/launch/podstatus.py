@@ -142,7 +142,8 @@ def _last_cause(message: str) -> str:
 def _not_created(pod: Pod, reason: str, message: str) -> str:
     if found := re.search(r'(secret|configmap) "([^"]+)" not found', message):
         kind, name = found[1], found[2]
-        return f"the pod needs the {kind} {name!r}, which its namespace has not. Make it there, or name another (kubernetes_secret, @kubernetes(secrets=[…]))"
+        named = " (--secret kubernetes:NAME, @kubernetes(secrets=[…]), kubernetes_secret)" if kind == "secret" else ""
+        return f"the pod needs the {kind} {name!r}, which its namespace has not. Make it there, or name another{named}"
     if "runAsNonRoot" in message or "non-root" in message:
         return f"the image wants to run as root, which is not allowed here: {message}. Set kubernetes_user to another user id"
     if "executable file not found" in message or "no such file" in message:
