@@ -29,12 +29,12 @@ NOW = 1_000_000.0
 TYPES = Path(__file__).parent.parent / "labextension" / "src" / "types.ts"
 
 
-def panel(*told: Event, count: int = 4, clock: float = NOW + 50, **options: Any) -> PanelData:
+def panel(*told: Event, count: int = 4, **options: Any) -> PanelData:
     """The panel of a run of start, a fan-out work and join, that heard these events."""
     work = step("work", "start_out:start", foreach="start_out", host="start", **options)
     spec = flow(step("start"), work, step("join", join=("work",)), run="13")
     view = RunView(spec)
-    data = PanelData(Run(spec, view), "token", lambda: clock)
+    data = PanelData(Run(spec, view), "token")
     view.watchers.append(data.heard)
     start = Task("start")
     first = [events.run_started(NOW), events.launched(start, NOW), events.succeeded(start, NOW + 1, plans={"work": {"count": count}})]
@@ -54,6 +54,11 @@ def ran(i: int, **facts: Any) -> list[Event]:
 def failed(i: int, at: float = NOW + 4) -> list[Event]:
     error = {"reason": "error", "type": "ValueError", "message": "no", "cell": "Cell In[3]", "line": 2, "traceback": "Traceback …"}
     return [events.launched(work(i), NOW + 2), events.failed(work(i), at, error=error)]
+
+
+def phase(i: int, name: str, why: str = "", **began: float) -> dict[str, Any]:
+    told = {"say": "frame", "f": "phase", "step": "work", "index": [i], "part": "body", "phase": name, "began": began}
+    return told | ({"why": why} if why else {})
 
 
 def frame(i: int, version: int, *parts: dict[str, Any], name: str = "main") -> dict[str, Any]:
@@ -161,15 +166,96 @@ def test_a_running_task_tells_its_phase_as_it_is_heard() -> None:
     data = panel(events.launched(work(0), NOW + 2))
     assert rows(data)["work[0]"]["state"] == "launched"
 
-    data._run.view.hint({"say": "frame", "f": "phase", "step": "work", "index": [0], "part": "body", "phase": "running"})
+    data._run.view.hint(phase(0, "running", loading=0.5, running=1.5))
     row = rows(data)["work[0]"]
-    assert (row["state"], row["running"], row["saving"], row["ended"]) == ("running", NOW + 50, None, None)
+    assert (row["state"], row["phase"], row["running"], row["saving"], row["ended"]) == ("running", None, NOW + 3.5, None, None)
+
+    data._run.view.hint(phase(0, "saving", loading=0.5, running=1.5, saving=9.0))
+    assert (rows(data)["work[0]"]["state"], rows(data)["work[0]"]["phase"], rows(data)["work[0]"]["saving"]) == (
+        "running",
+        "saving",
+        NOW + 11,
+    )
+    assert data.shown(NOW + 12).steps[1]["phase"] == "saving"
+
+
+def test_a_pod_tells_what_it_does_before_its_body_runs_and_why_it_does_not_get_on() -> None:
+    data = panel(events.launched(work(0), NOW + 2, why="code changed"), events.launched(work(1), NOW + 2))
+    view = data._run.view
+    assert [row["phase"] for row in rows(data).values()] == [None] * len(rows(data))
+
+    view.hint(phase(0, "queued", "no node for cpu 900", queued=0.0))
+    row = rows(data)["work[0]"]
+    assert (row["state"], row["phase"], row["why"], row["pod"]) == ("launched", "queued", "no node for cpu 900", {"queued": NOW + 2})
+    assert data.shown(NOW + 3).head["notes"] == ["work waits: no node for cpu 900"]
+    assert "1 queued" in data.shown(NOW + 3).steps[1]["note"] and data.shown(NOW + 3).steps[1]["phase"] is None, (
+        "of the other nothing is known"
+    )
+
+    view.hint(phase(1, "queued", "no node for cpu 900", queued=0.0))
+    assert data.shown(NOW + 3).head["notes"] == ["work: 2 wait: no node for cpu 900"] and data.shown(NOW + 3).steps[1]["phase"] == "queued"
+
+    view.hint(phase(0, "loading", queued=0.0, scheduled=1.0, pulling=1.5, starting=4.0, importing=4.5, loading=5.0))
+    row = rows(data)["work[0]"]
+    assert (row["phase"], row["why"]) == ("importing", None)
+    assert row["pod"] == {"queued": NOW + 2, "scheduled": NOW + 3, "pulling": NOW + 3.5, "starting": NOW + 6, "importing": NOW + 6.5}
+    assert [row["state"] for row in table(data)[:2]] == ["importing", "queued"]
+    assert data.shown(NOW + 8).steps[1]["phase"] == "importing", "the furthest, as long as none runs"
+    assert "1 queued, 1 importing" in data.shown(NOW + 8).steps[1]["note"]
+
+    view.hint(phase(0, "running", queued=0.0, importing=4.5, running=6.0))
+    assert data.shown(NOW + 8).steps[1]["phase"] is None and rows(data)["work[0]"]["why"] == "code changed"
+
+
+def test_the_phases_of_a_pod_are_known_when_nobody_followed_it() -> None:
+    began = {
+        "queued": 0.0,
+        "scheduled": 0.5,
+        "pulling": 1.0,
+        "starting": 13.0,
+        "importing": 13.5,
+        "loading": 14.0,
+        "running": 14.5,
+        "saving": 20.0,
+    }
+    lost = {"reason": "lost", "message": "there is no image"}
+    data = panel(
+        events.launched(work(0), NOW + 2),
+        events.succeeded(work(0), NOW + 23, began=began, seconds={"running": 5.4, "saving": 0.3}),
+        events.launched(work(1), NOW + 2),
+        events.failed(work(1), NOW + 9, error=lost, began={"queued": 0.0, "pulling": 1.0}),
+    )
+    row = rows(data)["work[0]"]
+
+    assert row["pod"] == {phase: NOW + 2 + at for phase, at in began.items() if phase not in ("loading", "running", "saving")}
+    assert (row["running"], row["saving"], row["ended"], row["phase"]) == (NOW + 16.5, NOW + 22, NOW + 23, None)
+    assert (rows(data)["work[1]"]["pod"], rows(data)["work[1]"]["running"]) == ({"queued": NOW + 2, "pulling": NOW + 3}, None)
+    assert "at most queued 1.0 s, scheduled 0.5 s, pulling 12 s, starting 0.5 s, importing 1.0 s" in data.shown(NOW + 30).steps[1]["note"]
+
+
+@pytest.mark.parametrize(
+    "began",
+    [["queued"], "soon", {"queued": "soon"}, {"queued": float("nan"), "pulling": None, "starting": True}, {"queued": -5}, {"x" * 99: 1}],
+)
+def test_what_a_log_says_of_phases_that_cannot_be_harms_nothing(began: Any) -> None:
+    data = panel(events.launched(work(0), NOW + 2), {**events.succeeded(work(0), NOW + 5), "began": began})
+    row = rows(data)["work[0]"]
+
+    assert (row["state"], row["pod"], row["running"]) == ("succeeded", None, None)
+    assert "at most" not in data.shown(NOW + 9).steps[1]["note"]
+
+
+def test_that_a_pod_asks_for_less_than_its_step_is_said() -> None:
+    note = "its pod asks for 0.01 of its cpu, memory and disk (kubernetes_scale)"
+    data = panel(events.launched(work(0), NOW + 2, notes=[note]), events.launched(work(1), NOW + 2, notes=[note]))
+
+    assert data.shown(NOW + 3).steps[1]["note"].count(note) == 1
 
 
 def test_of_a_second_attempt_nothing_of_the_first_is_left() -> None:
     task = work(0)
     data = panel(events.launched(task, NOW + 2), retry=Retry(times=2))
-    data._run.view.hint({"say": "frame", "f": "phase", "step": "work", "index": [0], "part": "body", "phase": "running"})
+    data._run.view.hint(phase(0, "running", running=1.0))
     data._run.view.hint(frame(0, 7, lines(loss=3.0)))
     assert table(data)[0]["loss"] == 3.0
     for event in (events.failed(task, NOW + 9, error={"reason": "error"}), events.launched(task, NOW + 200, 1)):
@@ -193,7 +279,7 @@ def test_what_waits_says_why_and_what_was_taken_over_says_from_where() -> None:
 
 def test_a_panel_that_comes_late_shows_what_was_before() -> None:
     data = panel(*ran(0), *failed(1), events.launched(work(2), NOW + 6))
-    late = PanelData(data._run, "token", lambda: NOW)
+    late = PanelData(data._run, "token")
 
     assert [row["state"] for row in late.shown(NOW + 9).tasks] == [row["state"] for row in data.shown(NOW + 9).tasks]
     assert late.shown(NOW + 9).head["error"] == data.shown(NOW + 9).head["error"]

@@ -56,7 +56,7 @@ def launched(task: Task, at: float, attempt: int = 0, notes: Iterable[str] = (),
 
 
 def succeeded(task: Task, at: float, attempt: int = 0, **facts: Json) -> Event:
-    """`facts`: missing, plans, caught, warnings, seconds, peak_mb, cpu_s, keys."""
+    """`facts`: missing, plans, caught, warnings, seconds, peak_mb, cpu_s, keys; `began`, of a pod: phase → seconds after the launch."""
     return {**_of(task, "succeeded", at, **facts), "attempt": attempt}
 
 
@@ -65,16 +65,18 @@ def lost(task: Task, at: float, attempt: int, message: str) -> Event:
     return {**_of(task, "lost", at), "attempt": attempt, "message": message}
 
 
-def failed(task: Task, at: float, attempt: int = 0, *, error: Json) -> Event:
-    return {**_of(task, "failed", at), "attempt": attempt, "error": error}
+def failed(task: Task, at: float, attempt: int = 0, *, error: Json, **facts: Json) -> Event:
+    """`facts`: began."""
+    return {**_of(task, "failed", at, **facts), "attempt": attempt, "error": error}
 
 
 def skipped(task: Task, at: float, why: str) -> Event:
     return _of(task, "skipped", at, why=why)
 
 
-def stopped(task: Task, at: float) -> Event:
-    return _of(task, "stopped", at)
+def stopped(task: Task, at: float, **facts: Json) -> Event:
+    """`facts`: began."""
+    return _of(task, "stopped", at, **facts)
 
 
 def stop_requested(at: float, step: str | None = None, index: Iterable[int] | None = None, request: str | None = None) -> Event:

@@ -54,6 +54,7 @@ MOST_LOSSES = 5  # of one task; then flowbook's own troubles are the task's fail
 REQUESTS_S = 1.0  # between two looks for request objects
 PATIENCE_S = 600.0  # how long a store that refuses is tried again before the run is given up
 STOP_PATIENCE_S = 5.0  # the same, once the engine itself is asked to end
+PHASES, PHASE_CHARS = 12, 40  # of one attempt, and of one name: they come from a worker
 TAIL_BYTES = 64_000  # of output, in one message or error
 TAIL_LINES = 20
 TRACEBACK_LIMIT = 100_000  # characters kept in the log
@@ -167,17 +168,22 @@ class Live:
     displays_left_out: int = 0
     shown: int = 0  # bytes of output that followers were told of
     key: str | None = None  # of the cache
+    launched_at: float | None = None  # None: by an earlier engine, so that nobody knows when its phases began
+    in_pod: bool = False  # of a cluster
     phase: str = "loading"
+    began: dict[str, float] = field(default_factory=dict)  # phase → seconds after its launch
     why: str = ""  # it does not get on: what a pod waits for
     phase_shown: tuple[str, str] = ("loading", "")
 
-    def take(self, frame: Frame) -> None:
+    def take(self, frame: Frame, now: float) -> None:
         if frame["f"] == "failed" and isinstance(frame.get("error"), dict):
             self.failed = frame["error"]
         elif frame["f"] == "display" and isinstance(frame.get("data"), dict):
             self._take_display(frame)
         elif frame["f"] == "phase":
-            self.phase, self.why = str(frame.get("phase")), str(frame.get("why") or "")
+            self.phase, self.why = str(frame.get("phase"))[:PHASE_CHARS], str(frame.get("why") or "")
+            if self.launched_at is not None and len(self.began) < PHASES:
+                self.began.setdefault(self.phase, round(now - self.launched_at, 3))
 
     def _take_display(self, frame: Frame) -> None:
         size = len(json.dumps(frame["data"]))
@@ -325,13 +331,18 @@ class Run:
         for live in self.live.values():
             if (live.phase, live.why) != live.phase_shown:
                 live.phase_shown = live.phase, live.why
-                why = {"why": live.why} if live.why else {}
-                self._say_hint(self._hint(live, {"say": "frame", "f": "phase", "phase": live.phase, **why}))
+                self._say_hint(self._phase(live))
             self._show_output(live)
 
-    def displays(self) -> list[dict[str, Json]]:
-        """The rich output of the attempts that run now, for a follower who came late."""
-        return [self._hint(live, {"say": "frame", **frame}) for live in self.live.values() for frame in live.displays]
+    def until_now(self) -> list[dict[str, Json]]:
+        """How far the attempts that run now have come, and their rich output, for a follower who came late."""
+        shown = [self._hint(live, {"say": "frame", **frame}) for live in self.live.values() for frame in live.displays]
+        return [*(self._phase(live) for live in self.live.values() if live.began), *shown]
+
+    def _phase(self, live: Live) -> dict[str, Json]:
+        """What an attempt does now. `began` tells of those phases, too, that passed between two looks."""
+        told: dict[str, Json] = {"say": "frame", "f": "phase", "phase": live.phase, "began": dict(live.began)}
+        return self._hint(live, {**told, "why": live.why} if live.why else told)
 
     # ---- the loop -----------------------------------------------------------------------------------------------------------
 
@@ -406,7 +417,7 @@ class Run:
             cluster = self._pods.cluster
             for launch, granted in admit_pods(pods, self._pod_grants.values(), cluster.max_pods, cluster.max_gpus, left):
                 self._pod_grants[launch.task] = granted
-                admitted.append((launch, granted, ()))
+                admitted.append((launch, granted, _scaled(cluster.scale)))
         for launch, _, notes in admitted:
             step = state.spec.step(launch.task.step)
             started_by = "notebook runs" if step.method is None else "run was started"
@@ -591,6 +602,7 @@ class Run:
         assert self._folder is not None
         task = launch.task
         live = self.live[task] = Live(task, launch.attempt, self._folder / _output_name(task, launch.attempt))
+        live.launched_at, live.in_pod = state.tasks[task].launched_at, self._placed(state, task)
         with contextlib.suppress(OSError, IndexError):
             self._blank.pop().rename(live.output)
         looked = self._looked.pop(task, None)
@@ -606,6 +618,7 @@ class Run:
         """A pod that an earlier engine made, or was about to make: its name is known, so it is followed as if it had just been created."""
         granted = self._pod_grants[task] = self._pod_ask(state, task)
         self._start(state, Launch(task, state.tasks[task].attempt), granted)
+        self.live[task].launched_at = None
 
     def _order(self, state: RunState, live: Live, granted: Resources) -> Attempt:
         task, spec = live.task, state.spec
@@ -700,11 +713,12 @@ class Run:
             if task.part == "body" and step.options.catch is not None and error["reason"] in DIED and not state.attempts_left(task, error):
                 commit = self._commit_caught(step.options.catch, live, error, ended)
         self._keep(live, ended)
+        began = dict(live.began) if live.in_pod else {}
         if commit is not None:
-            return events.succeeded(task, self._clock(), live.attempt, **_facts(state, task, commit))
+            return events.succeeded(task, self._clock(), live.attempt, **_facts(state, task, commit), began=began)
         if error is not None:
-            return events.failed(task, self._clock(), live.attempt, error=error)
-        return events.stopped(task, self._clock())
+            return events.failed(task, self._clock(), live.attempt, error=error, began=began)
+        return events.stopped(task, self._clock(), began=began)
 
     def _commit_caught(self, variable: str, live: Live, error: Json, ended: Exit) -> Json:
         """--catch of a death that the worker could not commit itself. A COMMIT that is there after all wins."""
@@ -752,7 +766,7 @@ class Run:
         return {**message, "flow": self.flow, "run": self.run, **where}
 
     def _on_frame(self, live: Live, frame: Frame) -> None:
-        live.take(frame)
+        live.take(frame, self._clock())
         if frame["f"] in ("display", "card"):
             self._say_hint(self._hint(live, {**frame, "say": "frame"}))
 
@@ -897,6 +911,11 @@ def _ask(state: RunState, task: Task) -> Resources:
     """A plan task evaluates one expression: a core at most, and no GPU."""
     asked = state.spec.step(task.step).options.resources
     return asked if task.part == "body" else Resources(cpu=min(1.0, asked.cpu))
+
+
+def _scaled(scale: float) -> tuple[str, ...]:
+    """What is said of a pod that does not get what its step asks for."""
+    return () if scale == 1 else (f"its pod asks for {scale:g} of its cpu, memory and disk (kubernetes_scale)",)
 
 
 def _facts(state: RunState, task: Task, commit: Json) -> dict[str, Json]:

@@ -345,7 +345,7 @@ class Server:
 
     def _attach(self, client: Client, key: Key, run: Run) -> None:
         client.followed[key] = Followed(key, run.packed)
-        for message in run.displays():
+        for message in run.until_now():
             client.hint(key, message)
         if run.last_trouble:
             client.hint(key, _trouble(key, run.last_trouble))

@@ -13,10 +13,12 @@ import re
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowbook.errors import FlowbookError, StepFailed
+from flowbook.kernel.tally import POD_PHASES
 from flowbook.spec.amounts import ago_text, memory_text, seconds_text
 from flowbook.spec.flow import task_name
 from flowbook.store import preview
@@ -36,6 +38,7 @@ MAX_IMAGE_CHARS = 4_000_000  # of all images of a run, base64
 LARGE_BYTES = 100_000_000  # artifacts of a run above this are told unasked
 MOST_COMMITS = 1_000  # a run of more tasks is not looked through for large artifacts
 LEAST_CPU_S = 0.05  # less is not worth a word
+LEAST_PHASE_S = 0.05
 DONE = ("succeeded", "failed", "skipped", "stopped")
 MARK = {"succeeded": "✓", "failed": "✗", "skipped": "–", "stopped": "■", "running": "▶", "waiting": "·"}
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
@@ -66,8 +69,11 @@ def clean_text(text: str) -> str:
 
 
 def rows(run: Run, now: float) -> list[dict[str, Any]]:
-    """One row a step: name, counts by state, total, seconds, notes. What both drawings are made of; costs what there are steps."""
+    """One row a step: name, counts by state, total, seconds, notes, and what its tasks do as long as none of them runs. What both
+    drawings are made of; costs what there are steps and running tasks."""
     view, found = run.view, []
+    doing = _doing(run)
+    waits = _waits(run)
     for step in run.spec.steps:
         tally = view.tally.of(step.name)
         counts = dict(view.state.counts(step.name))
@@ -82,7 +88,9 @@ def rows(run: Run, now: float) -> list[dict[str, Any]]:
         notes.append(f"{counts['backoff']} waiting to try again" if counts.get("backoff") else "")
         notes.append(f"peak {memory_text(tally.peak_mb)}" if tally.peak_mb else "")
         notes.append(f"cpu {seconds_text(tally.cpu_s)}" if tally.cpu_s and tally.cpu_s >= LEAST_CPU_S else "")
-        notes.append(_waits(run, step.name))
+        phases = doing.get(step.name, Counter())
+        notes.append(_phases_note(phases, bool(step.scope)) if running else _waited_note(tally, bool(step.scope)))
+        notes += [waits.get(step.name, ""), *tally.notes]
         found.append(
             {
                 "step": step,
@@ -90,16 +98,54 @@ def rows(run: Run, now: float) -> list[dict[str, Any]]:
                 "running": running,
                 "total": total,
                 "seconds": seconds,
+                "phase": _phase(phases, running),
                 "note": " · ".join(filter(None, notes)),
             }
         )
     return found
 
 
-def _waits(run: Run, step: str) -> str:
+def phase_word(phase: str | None, began: Mapping[str, float]) -> str | None:
+    """What a launched task does, where that can be said more exactly than "starting" and "running"."""
+    if phase == "loading":
+        return "importing" if "queued" in began else None  # a pod brings in its inputs as it does its packages
+    return phase if phase in (*POD_PHASES, "saving") else None
+
+
+def _doing(run: Run) -> dict[str, Counter[str]]:
+    """Step → what so many of its tasks do."""
+    view, found = run.view, dict[str, Counter[str]]()
+    for task in view.state.active:
+        key = (task.step, task.index, task.part)
+        if word := phase_word(view.phase.get(key), view.began.get(key, {})):
+            found.setdefault(task.step, Counter())[word] += 1
+    return found
+
+
+def _phase(phases: Counter[str], running: int) -> str | None:
+    """The furthest phase, if none of the tasks runs."""
+    if not running or phases.total() < running or (phases["saving"] and len(phases) > 1):
+        return None
+    return next((phase for phase in ("saving", *reversed(POD_PHASES)) if phases[phase]), None)
+
+
+def _phases_note(phases: Counter[str], fan_out: bool) -> str:
+    """``3 queued, 1 pulling``"""
+    return ", ".join(f"{phases[phase]} {phase}" for phase in POD_PHASES if phases[phase]) if fan_out else ""
+
+
+def _waited_note(tally: StepTally, fan_out: bool) -> str:
+    """``queued 0.3 s, pulling 12 s``; of a fan-out ``at most queued …``, of each phase the longest."""
+    long = [f"{phase} {seconds_text(tally.waited[phase])}" for phase in POD_PHASES if tally.waited.get(phase, 0.0) >= LEAST_PHASE_S]
+    return ("at most " if fan_out and long else "") + ", ".join(long)
+
+
+def _waits(run: Run) -> dict[str, str]:
     """Why pods of a step do not get on, of the first that does not; how many there are."""
-    waiting = [why for (name, _, _), why in run.view.why.items() if name == step]
-    return "" if not waiting else waiting[0] if len(waiting) == 1 else f"{len(waiting)} wait: {waiting[0]}"
+    found: dict[str, list[str]] = {}
+    for (step, _, _), why in run.view.why.items():
+        found.setdefault(step, []).append(why)
+    return {step: waiting[0] if len(waiting) == 1 else f"{len(waiting)} wait: {waiting[0]}" for step, waiting in found.items()}
 
 
 def _cached_note(tally: StepTally, counts: dict[str, int], fan_out: bool, now: float) -> str:
@@ -158,10 +204,11 @@ def status_text(run: Run, now: float | None = None, note: str = "") -> str:
     lines = [headline(run, now)]
     for row in table:
         state = row_state(row, run.view.ended)
+        word = row["phase"] or state
         done = sum(row["counts"].get(s, 0) for s in DONE)
         tasks = f"{done}/{row['total']}" if row["step"].scope else ""
         took = seconds_text(row["seconds"]) if row["seconds"] is not None else ""
-        lines.append(f"  {MARK.get(state, '·')} {row['step'].name:<{width}}  {state:<9} {tasks:>9} {took:>10}  {row['note']}".rstrip())
+        lines.append(f"  {MARK.get(state, '·')} {row['step'].name:<{width}}  {word:<9} {tasks:>9} {took:>10}  {row['note']}".rstrip())
     lines += [f"  ! {warning}" for warning in all_warnings(run)]
     if run.view.trouble:
         lines.append(f"  ! {run.view.trouble}")
@@ -175,6 +222,7 @@ def status_html(run: Run, now: float | None = None, note: str = "", below: str =
     cells = []
     for row in rows(run, now):
         state = row_state(row, run.view.ended)
+        word = row["phase"] or state
         total = row["total"] or 1
         parts = [("succeeded", row["counts"].get("succeeded", 0)), ("running", row["running"])]
         parts += [(s, row["counts"].get(s, 0)) for s in ("failed", "skipped", "stopped")]
@@ -185,8 +233,8 @@ def status_html(run: Run, now: float | None = None, note: str = "", below: str =
         took = seconds_text(row["seconds"]) if row["seconds"] is not None else ""
         cells.append(
             # Blocks and spaces, for sites that show code and take styles away: there each step is a line of words.
-            f"<div><span>{MARK.get(state, '·')} {html.escape(row['step'].name)}</span> <span>{state}{failed}</span> <span>{tasks}</span> "
-            f'<span class="fb-bar" role="img" aria-label="{state} {tasks}">{bar}</span> <span>{took}</span> '
+            f"<div><span>{MARK.get(state, '·')} {html.escape(row['step'].name)}</span> <span>{word}{failed}</span> <span>{tasks}</span> "
+            f'<span class="fb-bar" role="img" aria-label="{word} {tasks}">{bar}</span> <span>{took}</span> '
             f'<span class="fb-dim fb-note">{html.escape(row["note"])}</span></div>'
         )
     lines = "".join(f"<div>⚠ {html.escape(w)}</div>" for w in [*all_warnings(run), *filter(None, [run.view.trouble])])
@@ -200,6 +248,11 @@ def status_html(run: Run, now: float | None = None, note: str = "", below: str =
         f'{STYLE}<div class="flowbook"><div class="fb-head">{html.escape(headline(run, now))}</div>'
         f'<div class="fb-rows">{"".join(cells)}</div>{lines}{error}{below}</div>'
     )
+
+
+def all_waits(run: Run) -> list[str]:
+    """Of each step whose pods do not get on, why."""
+    return [f"{step}{': ' if ' wait: ' in why[:20] else ' waits: '}{why}" for step, why in _waits(run).items()]
 
 
 def all_warnings(run: Run) -> list[str]:

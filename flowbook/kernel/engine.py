@@ -26,7 +26,7 @@ from flowbook._version import __version__
 from flowbook.engine import registry
 from flowbook.engine.state import RunState
 from flowbook.errors import EngineError, StoreError
-from flowbook.kernel.tally import Tally
+from flowbook.kernel.tally import Tally, read_began
 from flowbook.spec.flow import Spec
 from flowbook.store.base import Store
 
@@ -49,6 +49,7 @@ class RunView:
         self.displays: dict[Key, list[dict[str, Any]]] = {}
         self.phase: dict[Key, str] = {}
         self.why: dict[Key, str] = {}  # a pod of a cluster does not get on
+        self.began: dict[Key, dict[str, float]] = {}  # when each phase began, seconds after the launch
         self.metrics: dict[Key, dict[str, float]] = {}  # the last value of each line that the task's cards draw
         self.attempt: dict[Key, int] = {}
         self.started_at: float | None = None
@@ -76,11 +77,14 @@ class RunView:
             self.ended, self.ended_at = event["state"], event["at"]
         elif event["e"] in ("succeeded", "failed", "lost", "stopped"):
             self.why.pop(_key(event), None)
+            if began := read_began(event.get("began")):
+                self.began[_key(event)] = began
         elif event["e"] == "launched":
             key = _key(event)
             self.attempt[key] = event.get("attempt", 0)
             self.phase.pop(key, None)
             self.why.pop(key, None)
+            self.began.pop(key, None)
             self.metrics.pop(key, None)
             if event.get("attempt", 0):  # a new attempt's output takes the place of the last one's
                 self.output.pop(key, None)
@@ -107,6 +111,7 @@ class RunView:
             self.why.pop(key, None)
             if message.get("why"):
                 self.why[key] = str(message["why"])
+            self.began[key] = read_began(message.get("began"))
         elif message.get("f") == "card":
             from flowbook.cards import wire  # not needed by a flow without cards, and slow to import
 

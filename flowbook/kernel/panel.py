@@ -94,7 +94,7 @@ class RunPanel:
 
     def _watch(self, run: Run) -> None:
         with self._session.engine.changed:
-            self._run, self._data = run, PanelData(run, self.token, time.time)
+            self._run, self._data = run, PanelData(run, self.token)
             run.view.watchers.append(self._data.heard)
 
     @property

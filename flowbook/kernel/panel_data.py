@@ -13,8 +13,8 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from flowbook.cards import whole, wire
 from flowbook.engine.events import Task
 from flowbook.kernel import display
+from flowbook.kernel.tally import POD_PHASES
 from flowbook.spec import graph
 from flowbook.spec.flow import Spec, Step, task_name
 from flowbook.store import preview
@@ -103,6 +104,7 @@ class Graph(TypedDict):
 class StepJson(TypedDict):
     step: str
     state: str
+    phase: str | None
     counts: dict[str, int]
     total: int
     begun: float | None
@@ -117,9 +119,11 @@ class TaskJson(TypedDict):
     index: list[int]
     item: str | None
     state: str
+    phase: str | None
     attempt: int
     queued: float | None
     launched: float | None
+    pod: dict[str, float] | None
     running: float | None
     saving: float | None
     ended: float | None
@@ -190,15 +194,6 @@ class Made:
         return cls(tuple(kept), max(len(named) - ARTIFACTS, 0), scalars, _seconds(commit.get("seconds")))
 
 
-@dataclass
-class Live:
-    """What was heard of one task that its TaskState does not hold."""
-
-    running: float | None = None
-    saving: float | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Shown:
     """All that the panel shows. `details` and `cards` are by task and by key."""
@@ -214,9 +209,8 @@ class Shown:
 class PanelData:
     """One run. `heard` and `shown` are called with the lock of the engine's client held; nothing here waits."""
 
-    def __init__(self, run: Run, token: str = "", clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, run: Run, token: str = "") -> None:
         self._run, self._view, self._token = run, run.view, token
-        self._clock = clock
         self.commits: dict[Task, Made | None] = {}  # None: there is none that could be read
         self.stored: dict[Task, Mapping[str, Json]] = {}  # cards from the store, of tasks whose frames were not heard: name → card
         self.notes: list[str] = []
@@ -229,7 +223,7 @@ class PanelData:
         self._touched: dict[str, dict[Task, None]] = {step.name: {} for step in run.spec.steps}  # the last one changed last
         self._newest: dict[Task, None] = {}
         self._failed: dict[Task, None] = {}
-        self._live: dict[Task, Live] = {}
+        self._seconds: dict[Task, Mapping[str, float]] = {}  # of loading, running, saving
         self._cards: dict[Task, dict[str, tuple[int, Json]]] = {}  # name → version, card
         self._card_sizes: dict[Task, int] = {}
         self._checked: dict[tuple[Task, str], tuple[int, Json]] = {}
@@ -248,9 +242,6 @@ class PanelData:
                     self._failed[task] = None
                 if state.ended_at is not None:
                     self._ended(task)
-        for (step, index, part), phase in run.view.phase.items():
-            if phase in ("running", "saving"):
-                self._live.setdefault(Task(step, index, part), Live())
 
     # ---- hearing ----------------------------------------------------------------------------------------------------
 
@@ -262,7 +253,7 @@ class PanelData:
         if "e" in message:
             self._on_event(task, message)
         elif message.get("f") == "phase":
-            self._on_phase(task, str(message.get("phase")))
+            self._rows.pop(task, None)
         elif message.get("f") == "card":
             self._on_card(task, message)
 
@@ -272,7 +263,7 @@ class PanelData:
         if kind in ("succeeded", "failed", "stopped", "reused"):
             self._ended(task)
         if kind == "launched":
-            self._live.pop(task, None)
+            self._seconds.pop(task, None)
             for name in self._cards.pop(task, ()):
                 self._checked.pop((task, name), None)
                 self.moved.pop(card_key(task, name), None)
@@ -283,15 +274,7 @@ class PanelData:
         elif kind == "failed":
             self._failed[task] = None
         elif kind == "succeeded":
-            live = self._live.setdefault(task, Live())
-            live.seconds = _seconds(event.get("seconds"))
-
-    def _on_phase(self, task: Task, phase: str) -> None:
-        live = self._live.setdefault(task, Live())
-        now = self._clock() if self._clock is not None else None
-        if phase in ("running", "saving"):
-            setattr(live, phase, now)
-        self._rows.pop(task, None)
+            self._seconds[task] = _seconds(event.get("seconds"))
 
     def _on_card(self, task: Task, message: Mapping[str, Json]) -> None:
         card, version = message.get("card"), message.get("v")
@@ -377,7 +360,7 @@ class PanelData:
             "ended": view.ended_at,
             "now": round(now, 2),
             "origin": spec.origin,
-            "notes": [_text(note, TEXT) for note in (*display.all_warnings(self._run), *self.notes) if note],
+            "notes": [_text(note, TEXT) for note in (*display.all_waits(self._run), *display.all_warnings(self._run), *self.notes) if note],
             "trouble": _text(view.trouble, TEXT) if view.trouble else None,
             "params": [{"name": name, "value": _entry_text(entry)} for name, entry in islice(spec.params.items(), 40)],
             "error": failure[0],
@@ -406,6 +389,7 @@ class PanelData:
                 {
                     "step": step.name,
                     "state": display.row_state(row, self._view.ended),
+                    "phase": row["phase"],
                     "counts": {state: count for state, count in row["counts"].items() if count},
                     "total": row["total"],
                     "begun": tally.begun,
@@ -451,43 +435,40 @@ class PanelData:
         return row
 
     def _new_row(self, task: Task, state: TaskState) -> TaskJson:
-        live = self._live.get(task)
-        running = live.running if live else None
-        saving = live.saving if live else None
-        made = self.commits.get(task)
-        seconds = (live.seconds if live else None) or (made.seconds if made and state.origin is None else None)
-        if seconds and state.ended_at is not None and state.origin is None:
-            saving = state.ended_at - seconds.get("saving", 0.0)
-            running = saving - seconds.get("running", 0.0)
-        shown = state.state
-        if shown == "launched":
-            shown = "running" if self._view.phase.get((task.step, task.index, task.part)) in ("running", "saving") else "launched"
+        key = (task.step, task.index, task.part)
         launched = state.launched_at if state.origin is None else None
+        after = self._view.began.get(key, {}) if launched is not None else {}
+        began = {phase: round(at + (launched or 0.0), 3) for phase, at in after.items()}
+        running, saving = began.get("running"), began.get("saving")
+        made = self.commits.get(task)
+        seconds = self._seconds.get(task) or (made.seconds if made else None)
+        if seconds and state.ended_at is not None and state.origin is None:  # an engine that was asked late has not seen it begin
+            saving = saving or state.ended_at - seconds.get("saving", 0.0)
+            running = running or saving - seconds.get("running", 0.0)
+        phase = self._view.phase.get(key)
+        works = state.state == "launched" and phase in ("running", "saving")
+        word = display.phase_word(phase, began) if state.state == "launched" else None
+        pod = {name: began[name] for name in POD_PHASES if name in began}
+        why = state.blocked or self._view.why.get(key) or (state.why if word is None else "")
         return {
             "id": name_of(task),
             "step": task.step,
             "index": list(task.index),
             "item": _text(state.item, SHORT) if state.item is not None and preview.mode() == preview.FULL else None,
-            "state": shown,
+            "state": "running" if works else state.state,
+            "phase": word,
             "attempt": state.attempt,
             "queued": _ms(self._queued(task, launched)),
             "launched": _ms(launched),
+            "pod": pod or None,
             "running": _ms(running),
             "saving": _ms(saving),
             "ended": _ms(state.ended_at),
             "peak_mb": _number(state.peak_mb),
             "cpu_s": _number(state.cpu_s),
-            "why": _text(state.blocked or self._waits(task) or state.why or "", SHORT * 3) or None,
+            "why": _text(why or "", SHORT * 3) or None,
             "cached": state.origin,
         }
-
-    def _waits(self, task: Task) -> str:
-        """What a pod of a cluster does before its worker speaks, and why it does not get on."""
-        key = (task.step, task.index, task.part)
-        phase = self._view.phase.get(key, "")
-        if self._view.state.tasks[task].state != "launched" or phase not in ("queued", "scheduled", "pulling", "starting", "importing"):
-            return ""
-        return ": ".join(filter(None, [phase, self._view.why.get(key)]))
 
     def _queued(self, task: Task, launched: float | None) -> float | None:
         """When all that it needs was there: the last end of what it reads, as far as that was before its launch."""
@@ -537,7 +518,7 @@ class PanelData:
         metric_names = [n for n in dict.fromkeys(name for row in metrics for name in row) if n not in (*item_names, *made_names)]
         columns: list[tuple[str, str, list[Json]]] = [("task", "task", [name_of(task) for task in tasks])]
         columns += [(name, "item", [item.get(name) for item in items]) for name in item_names]
-        columns.append(("state", "state", [self._task_row(task)["state"] for task in tasks]))
+        columns.append(("state", "state", [row["phase"] or row["state"] for row in map(self._task_row, tasks)]))
         columns.append(("time", "time", [self._time(task) for task in tasks]))
         columns += [(name, "metric", [row.get(name) for row in metrics]) for name in metric_names]
         live_too = zip(scalars, metrics, strict=True)

@@ -6,12 +6,22 @@ Only what a status shows and the state machine does not count: times, what the c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from flowbook.spec.flow import task_name
 
+POD_PHASES = (
+    "queued",
+    "scheduled",
+    "pulling",
+    "starting",
+    "importing",
+)  # of a pod, before its body runs; importing ends with what it reads
 MOST_WARNINGS = 10
+MOST_NOTES = 3  # of one step, different ones
 MOST_REASONS = 100  # different ones that are told apart
 
 
@@ -30,6 +40,8 @@ class StepTally:
     newest: float | None = None
     peak_mb: float | None = None  # of the hungriest task, 10**6 bytes
     cpu_s: float | None = None  # of all together
+    waited: dict[str, float] = field(default_factory=dict)  # phase of a pod → seconds in it, of the pod that took longest
+    notes: list[str] = field(default_factory=list)  # of launches: what was asked for and is not had
 
 
 class Tally:
@@ -52,6 +64,7 @@ class Tally:
     def _on_launched(self, step: StepTally, event: dict[str, Any]) -> None:
         step.begun = event["at"] if step.begun is None else min(step.begun, event["at"])
         step.attempt = max(step.attempt, event.get("attempt", 0))
+        step.notes += [note for note in event.get("notes", ()) if note not in step.notes][: MOST_NOTES - len(step.notes)]
         if event.get("attempt", 0) or event.get("part", "body") != "body":
             return
         step.launched += 1
@@ -85,3 +98,24 @@ class Tally:
     def _on_end(self, step: StepTally, event: dict[str, Any]) -> None:
         if step.begun is not None:
             step.ended = event["at"] if step.ended is None else max(step.ended, event["at"])
+        for phase, seconds in pod_seconds(read_began(event.get("began"))).items():
+            step.waited[phase] = max(seconds, step.waited.get(phase, 0.0))
+
+
+def read_began(given: object) -> dict[str, float]:
+    """When phases began, seconds after the launch, as an event or a hint tells it."""
+    if not isinstance(given, dict):
+        return {}
+    known = (*POD_PHASES, "loading", "running", "saving")
+    found = {name: at for name in known if isinstance(at := given.get(name), (int, float)) and not isinstance(at, bool)}
+    return {name: at for name, at in found.items() if math.isfinite(at) and at >= 0}
+
+
+def pod_seconds(began: Mapping[str, float]) -> dict[str, float]:
+    """How long a pod was in each phase before its body ran; of the phase in which it ended that is not known.
+
+    >>> pod_seconds({"queued": 0.0, "pulling": 0.5, "starting": 12.5, "loading": 13.0, "running": 13.5})
+    {'queued': 0.5, 'pulling': 12.0, 'starting': 1.0}
+    """
+    order = sorted((at, phase) for phase, at in began.items() if phase in (*POD_PHASES, "running"))
+    return {phase: later - at for (at, phase), (later, _) in pairwise(order)}

@@ -86,6 +86,7 @@ export interface GraphEdge {
 export interface Step {
     step: string;
     state: string; // as the static status says it: running, failed, stopped, succeeded, skipped, waiting, not run
+    phase: string | null; // of its tasks, as long as none of them runs: see Task
     counts: Counts;
     total: number;
     begun: number | null;
@@ -101,9 +102,11 @@ export interface Task {
     index: number[];
     item: string | null;
     state: State;
+    phase: string | null; // what a launched one does, where that is known better than its state tells: pulling, saving
     attempt: number;
     queued: number | null; // all that it needs was there
     launched: number | null;
+    pod: { [phase: string]: number } | null; // when each phase of its pod began: queued, scheduled, pulling, starting, importing
     running: number | null; // its body began
     saving: number | null; // its body ended
     ended: number | null;

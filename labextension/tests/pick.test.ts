@@ -1,12 +1,12 @@
 /** Order, axes, phases and words of the panel. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { aligned, bytes, cell, memory, number, plain, seconds, shares } from "../src/panel/format";
+import { aligned, bytes, cell, doing, kind, memory, number, plain, seconds, shares } from "../src/panel/format";
 import { axes, empties, first, followed, matches, pieces, scale, settled, sorted, ticks, timed } from "../src/panel/pick";
 import type { Cell, Column, Step, Task } from "../src/types";
 
 const task = (id: string, more: Partial<Task> = {}): Task => ({
-    id, step: id.split("[")[0]!, index: [], item: null, state: "waiting", attempt: 0, queued: null, launched: null, running: null,
+    id, step: id.split("[")[0]!, index: [], item: null, state: "waiting", phase: null, attempt: 0, queued: null, launched: null, pod: null, running: null,
     saving: null, ended: null, peak_mb: null, cpu_s: null, why: null, cached: null, ...more,
 });
 
@@ -82,6 +82,24 @@ test("a task's time is cut into phases without gaps or negative pieces", () => {
     assert.deepEqual(pieces(task("e"), 9), []);
 });
 
+test("a pod's phases stand one behind the other, those that nobody saw take no room", () => {
+    const cut = (more: Partial<Task>, now = 99) => pieces(task("a", { launched: 2, ...more }), now).map((piece) => [piece.phase, piece.from, piece.to]);
+    const pod = { queued: 2, scheduled: 3, pulling: 4, starting: 9, importing: 10 };
+
+    assert.deepEqual(cut({ pod, queued: 0, running: 11, saving: 15, ended: 16 }), [
+        ["queued", 0, 3], ["scheduled", 3, 4], ["pulling", 4, 9], ["starting", 9, 10], ["importing", 10, 11], ["running", 11, 15], ["saving", 15, 16],
+    ]);
+    assert.deepEqual(cut({ pod: { queued: 2 } }, 7), [["queued", 2, 7]]);
+    assert.deepEqual(cut({ pod: { queued: 2, starting: 3 }, ended: 6 }), [["queued", 2, 3], ["starting", 3, 6]], "it ended before its body began");
+    assert.deepEqual(cut({ pod: { queued: 2, pulling: 5, starting: 4 }, running: 1, ended: 6 }), [["queued", 2, 5], ["running", 5, 6]], "clocks that disagree");
+});
+
+test("a phase is a kind of a state, drawn as that", () => {
+    assert.deepEqual(["pulling", "queued", "saving", "running", "failed"].map(kind), ["launched", "launched", "running", "running", "failed"]);
+    assert.equal(doing(task("a", { state: "launched", phase: "pulling" })), "pulling");
+    assert.equal(doing(task("a", { state: "launched" })), "starting");
+});
+
 test("what is searched for is found whatever its case, and no text is lost", () => {
     assert.deepEqual(matches("a rate, Rate", "RATE"), ["a ", "rate", ", ", "Rate", ""]);
     assert.deepEqual(matches("abc", ""), ["abc"]);
@@ -126,7 +144,7 @@ test("of a run that has ended no task waits to try again or runs", () => {
 });
 
 test("a fan-out has no items where what needs it went on, also one in another", () => {
-    const step = (name: string, more: Partial<Step> = {}): Step => ({ step: name, state: "waiting", counts: {}, total: 0, begun: null, seconds: null, note: "", fan: true, ...more });
+    const step = (name: string, more: Partial<Step> = {}): Step => ({ step: name, state: "waiting", phase: null, counts: {}, total: 0, begun: null, seconds: null, note: "", fan: true, ...more });
     const edges = [{ from: "outer", to: "inner" }, { from: "inner", to: "join" }];
     const join = step("join", { fan: false, total: 1 });
 

@@ -6,14 +6,10 @@ The engine acts with the rights of flowbook/engine/launch/rights.yaml, pods with
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +18,8 @@ import pytest
 from flowbook.engine.launch import podspec
 from flowbook.engine.launch.apiserver import Api, PodWatch
 from flowbook.spec.flow import Resources, Retry
-from flowbook.store.base import open_store
 from tests.cluster.cluster import S3, Cluster, Namespace
+from tests.cluster.stages import credentials, environ_of, here, make_secret, stage_on
 from tests.launchers.stage import Stage, cell, until
 
 pytest.register_assert_rewrite("tests.launchers.pods")
@@ -33,31 +29,10 @@ from tests.launchers.pods import *  # noqa: E402, F403 (the stories are tests of
 pytestmark = pytest.mark.slow
 
 
-class Real:
-    """What a test may do to the cluster, in its own namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self.namespace = namespace
-
-    def names(self) -> list[str]:
-        found: list[dict[str, Any]] = self.namespace.kube.get("pods")["items"]
-        return [pod["metadata"]["name"] for pod in found]
-
-    def evict(self, name: str) -> None:
-        self.namespace.kube.run("delete", "pod", name, "--grace-period=1", "--wait=false")
-
-
 @pytest.fixture
-def stage(cluster: Cluster, namespace: Namespace, bucket: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    given = {"AWS_ACCESS_KEY_ID": bucket.access_key, "AWS_SECRET_ACCESS_KEY": bucket.secret_key, "AWS_REGION": bucket.region}
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    data = {name: base64.b64encode(value.encode()).decode() for name, value in given.items()}
-    namespace.kube.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "store"}, "data": data})
-    place = {"bucket": bucket.bucket, "prefix": uuid.uuid4().hex, "endpoint": bucket.endpoint, "key_file": str(tmp_path / "project.key")}
-    settings = {"namespace": namespace.name, "image": cluster.image, "secret": "store", "service_account": "flowbook-step"}
-    yield Stage(open_store({"kind": "s3", **place}), Real(namespace), settings, {"KUBECONFIG": str(namespace.kubeconfig("engine"))})
+def stage(cluster: Cluster, namespace: Namespace, bucket: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    make_secret(namespace, "store", credentials(bucket))
+    return stage_on(cluster, namespace, bucket, tmp_path, monkeypatch)
 
 
 def test_a_step_that_takes_more_memory_than_it_may_is_told_so(stage: Stage) -> None:
@@ -94,20 +69,21 @@ def test_an_eviction_uses_up_no_retry(stage: Stage, namespace: Namespace) -> Non
 
 
 def test_frames_come_live_through_a_forwarded_port(stage: Stage) -> None:
-    """A phase of the worker is known while the body still runs: no log and no stored object tells that."""
+    """A phase of the worker is known while the body still runs: no log and no stored object tells that. It would run on for ever: it is stopped then."""
     phases: list[str] = []
 
     async def scene() -> None:
-        run = stage.run(cell("start", "import time\ntime.sleep(6)\nx = 1", saves="x"))
+        run = stage.run(cell("start", "import time\nwhile True:\n    time.sleep(0.2)"))
         driven = asyncio.create_task(run.drive())
         await until(lambda: any(live.phase == "running" for live in run.live.values()) or driven.done(), "the running phase")
         phases.extend(live.phase for live in run.live.values())
+        run.stop()
         await driven
 
     stage.complete(scene())
 
     assert phases == ["running"], stage.log()
-    assert stage.log()[-1]["state"] == "succeeded"
+    assert stage.log()[-1]["state"] == "stopped"
 
 
 def test_without_the_right_to_forward_ports_all_is_right_all_the_same(stage: Stage, namespace: Namespace) -> None:
@@ -180,22 +156,14 @@ def test_a_quota_makes_pods_wait_until_there_is_room(stage: Stage, namespace: Na
     assert stage.value("x", "start") == 1
 
 
-def test_the_seeds_flow_runs_on_a_node_with_gpus_from_the_command_line(stage: Stage, cluster: Cluster, tmp_path: Path, bucket: S3) -> None:
+def test_the_seeds_flow_runs_on_a_node_with_gpus_from_the_command_line(
+    stage: Stage, cluster: Cluster, namespace: Namespace, tmp_path: Path, bucket: S3
+) -> None:
     """Its steps ask for one GPU each: the real scheduler places them on the node whose label says L4."""
     seed = Path(__file__).parent.parent / "seed"
     for name in ("foreach_flow.py", "training.py"):
         (tmp_path / name).write_bytes((seed / name).read_bytes())
-    env = {
-        **os.environ,
-        **stage.environ,
-        "FLOWBOOK_STORE": f"s3://{bucket.bucket}/seed-{uuid.uuid4().hex}",
-        "FLOWBOOK_S3_ENDPOINT": bucket.endpoint,
-        "FLOWBOOK_KUBERNETES_SECRET": "store",
-        "FLOWBOOK_KUBERNETES_SERVICE_ACCOUNT": "flowbook-step",
-        "FLOWBOOK_KUBERNETES_IMAGE": cluster.image,
-        "FLOWBOOK_KUBERNETES_SCALE": "0.01",
-        "XDG_DATA_HOME": str(tmp_path / "data"),
-    }
+    env = here(namespace, tmp_path, environ_of(bucket, cluster.image, FLOWBOOK_KUBERNETES_SCALE="0.01"))
     command = [sys.executable, "foreach_flow.py", "--with", "kubernetes", "run"]
     with cluster.fitted(gpus=4, labels={podspec.GPU_NAME: "l4"}):
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)

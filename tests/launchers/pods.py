@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from typing import Any
 
 import pytest
 
@@ -161,6 +162,8 @@ def test_phases_are_told_in_their_order(stage: Stage) -> None:
     told = stage.phases("start")
     assert told[0] == "queued" and "starting" in told
     assert [order.index(phase) for phase in told] == sorted(order.index(phase) for phase in told)
+    began = next(event for event in stage.log() if event["e"] == "succeeded")["began"]
+    assert set(told) <= began.keys() and list(began.values()) == sorted(began.values()), "for those who did not follow it"
 
 
 def test_nothing_is_left_in_the_cluster_when_a_run_has_ended(stage: Stage) -> None:
@@ -180,12 +183,14 @@ def test_a_private_or_missing_image_ends_the_attempt_with_what_to_do(stage: Stag
 def test_a_card_is_seen_while_its_step_runs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a stream where ports can be forwarded, else as it is stored. The step would run on for ever: it is stopped then."""
     monkeypatch.setattr(kubernetes, "SNAPSHOT_S", 0.3)
+    late: list[dict[str, Any]] = []
     body = "import time\ni = 0\nwhile True:\n    i += 1\n    card.metric('loss', i)\n    time.sleep(0.2)"
 
     async def scene() -> None:
         run = stage.run(cell("start", body, cards=(Card("blank", refresh_interval_s=0.5),)))
         driven = asyncio.create_task(stage.follow(run))
         await until(lambda: driven.done() or any(m.get("f") == "card" for m in stage.said), "a card")
+        late.extend(run.until_now())
         stage.store.create(layout.request("demo", "1", "stop"), json.dumps({"ask": "stop"}).encode())
         run.poke()
         await driven
@@ -195,3 +200,4 @@ def test_a_card_is_seen_while_its_step_runs(stage: Stage, monkeypatch: pytest.Mo
     card = next((m for m in stage.said if m.get("f") == "card"), None)
     assert card is not None, stage.log()
     assert card["step"] == "start" and card["card"]["state"] == "running" and "loss" in json.dumps(card["card"])
+    assert [m["f"] for m in late][:1] == ["phase"] and late[0]["began"].keys() >= {"queued", "starting"}, "for who follows it from now on"

@@ -3,10 +3,11 @@ import { useEffect, useRef } from "preact/hooks";
 import { renderCard } from "../card/index";
 import { spans } from "../text";
 import type { Artifact, CardJson, Detail, Failure, Task } from "../types";
-import { bytes, memory, plain, seconds, word } from "./format";
+import { bytes, doing, memory, plain, seconds } from "./format";
 import { Icon } from "./Icon";
 import type { State } from "./model";
 import { Output } from "./Output";
+import { pieces } from "./pick";
 import { Tabs, type Tab } from "./Tabs";
 
 interface Props {
@@ -31,7 +32,7 @@ export function DetailView({ state, task, now, dark, tab, setTab, stop }: Props)
                 <Icon state={task.state} label={false} />
                 <h4>{task.id}</h4>
                 {task.item !== null && <span class="fbp-item" title={plain(task.item)}>{plain(task.item)}</span>}
-                <span class="fbp-dim fbp-now">{word(task.state)}{task.attempt ? `, attempt ${task.attempt + 1}` : ""}</span>
+                <span class="fbp-dim fbp-now">{doing(task)}{task.attempt ? `, attempt ${task.attempt + 1}` : ""}</span>
                 {runs && <button type="button" class="fbp-button" onClick={stop}>Stop task</button>}
             </header>
             <Facts task={task} now={now} />
@@ -47,10 +48,9 @@ function Facts({ task, now }: { task: Task; now: number }) {
     const add = (name: string, value: string): void => void (value && facts.push([name, value]));
     if (task.launched !== null) {
         add("took", seconds((task.ended ?? now) - task.launched));
-        if (task.queued !== null && task.launched - task.queued > 0.05) add("queued", seconds(task.launched - task.queued));
-        if (task.running !== null) add("starting", seconds(task.running - task.launched));
-        if (task.running !== null && task.ended !== null) add("running", seconds((task.saving ?? task.ended) - task.running));
-        if (task.saving !== null && task.ended !== null) add("saving", seconds(task.ended - task.saving));
+        for (const { phase, from, to } of pieces(task, now)) { // one that goes on is not counted yet
+            if ((task.ended !== null || to < now) && (phase !== "queued" || to - from > 0.05) && (phase !== "running" || task.running !== null)) add(phase, seconds(to - from));
+        }
     }
     if (task.peak_mb !== null) add("peak", memory(task.peak_mb));
     if (task.cpu_s !== null) add("cpu", seconds(task.cpu_s));
@@ -58,7 +58,7 @@ function Facts({ task, now }: { task: Task; now: number }) {
     return (
         <dl class="fbp-facts">
             {facts.map(([name, value]) => <div><dt>{name}</dt><dd>{value}</dd></div>)}
-            {task.why && <div class="fbp-why"><dt>{task.state === "skipped" || task.launched === null ? "why" : task.state === "launched" ? "now" : "ran"}</dt><dd>{plain(task.why)}</dd></div>}
+            {task.why && <div class="fbp-why"><dt>{task.state === "skipped" || task.launched === null ? "why" : task.phase && task.state === "launched" ? "waits" : "ran"}</dt><dd>{plain(task.why)}</dd></div>}
         </dl>
     );
 }

@@ -68,7 +68,7 @@ function Node({ node, step, empty, now, chosen, choose }: NodeProps) {
     const waits = step?.state === "waiting" && step.counts.backoff;
     const state = empty ? "skipped" : waits ? "backoff" : (step?.state ?? "waiting");
     const said = empty ? "no items" : told(step, state, now);
-    const words = said && said !== word(state) && !empty ? `${word(state)}, ${said}` : empty ? said : word(state);
+    const words = said && said === step?.phase ? said : said && said !== word(state) && !empty ? `${word(state)}, ${said}` : empty ? said : word(state);
     const press = (event: KeyboardEvent): void => {
         if (event.key !== "Enter" && event.key !== " ") return;
         event.preventDefault();
@@ -111,7 +111,7 @@ function Share({ step, node }: { step: Step; node: GraphNode }) {
 function told(step: Step | undefined, state: string, now: number): string {
     if (!step) return "";
     const took = step.seconds ?? (step.begun !== null && step.state === "running" ? now - step.begun : null);
-    if (!step.fan) return state === "backoff" ? "retry" : step.note.startsWith("cached") ? "cached" : seconds(took) || (state === "skipped" || state === "stopped" ? state : "");
+    if (!step.fan) return state === "backoff" ? "retry" : step.phase ? step.phase : step.note.startsWith("cached") ? "cached" : seconds(took) || (state === "skipped" || state === "stopped" ? state : "");
     const failed = step.counts.failed ? ` · ${step.counts.failed} failed` : "";
     return step.total ? `${done(step)}/${step.total}${failed}` : "";
 }

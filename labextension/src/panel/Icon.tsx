@@ -1,5 +1,5 @@
 /** A state as a small drawing: told apart by its form, coloured besides. */
-import { word } from "./format";
+import { kind, word } from "./format";
 
 const STROKES: { [state: string]: string } = {
     succeeded: "M4.2 8.3l2.6 2.6 5-5.4",
@@ -11,8 +11,8 @@ const STROKES: { [state: string]: string } = {
 /** `label` false: the state stands beside it in words. */
 export function Icon({ state, label = true }: { state: string; label?: boolean }) {
     return (
-        <svg class={`fbp-icon fbp-is-${state}`} viewBox="0 0 16 16" width="14" height="14" role={label ? "img" : undefined} aria-hidden={!label} aria-label={label ? word(state) : undefined}>
-            <Form state={state} />
+        <svg class={`fbp-icon fbp-is-${kind(state)}`} viewBox="0 0 16 16" width="14" height="14" role={label ? "img" : undefined} aria-hidden={!label} aria-label={label ? word(state) : undefined}>
+            <Form state={kind(state)} />
         </svg>
     );
 }

@@ -1,7 +1,7 @@
 /** The table of a fan-out, and any two of its numbers against each other. */
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Cell, Column, Table } from "../types";
-import { aligned, number, plain, seconds, word } from "./format";
+import { aligned, kind, number, plain, seconds, word } from "./format";
 import { Icon } from "./Icon";
 import { axes, scale, sorted, timed, type Order, type Scale } from "./pick";
 import { useWidth } from "./width";
@@ -114,7 +114,7 @@ function Scatter({ step, columns, rows, chosen, choose }: { step: string; column
                 {points.map((point) => {
                     const [cx, cy] = [LEFT + across.place(point.x) * (width - LEFT - RIGHT), HEIGHT - BOTTOM - up.place(point.y) * (HEIGHT - BOTTOM - TOP)];
                     return (
-                        <g key={point.id} class={`fbp-point fbp-is-${point.state}${point.id === chosen ? " fbp-chosen" : ""}`} transform={`translate(${cx.toFixed(1)} ${cy.toFixed(1)})`} onClick={() => choose(point.id)}>
+                        <g key={point.id} class={`fbp-point fbp-is-${kind(point.state)}${point.id === chosen ? " fbp-chosen" : ""}`} transform={`translate(${cx.toFixed(1)} ${cy.toFixed(1)})`} onClick={() => choose(point.id)}>
                             <title>{`${point.id}\n${columns[x]!.name} ${number(point.x)}\n${columns[y]!.name} ${number(point.y)}`}</title>
                             <circle class="fbp-halo" r="9" />
                             {point.state === "failed" ? <path d="M-3.5-3.5l7 7M3.5-3.5l-7 7" /> : <circle r={points.length > 60 ? 3 : 4} />}

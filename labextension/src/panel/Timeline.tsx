@@ -1,7 +1,7 @@
 /** When each task waited, started, ran and saved. Steps with many tasks are folded until they are opened. A tree for the keyboard and for screen readers. */
 import { useRef, useState } from "preact/hooks";
 import type { Step, Task } from "../types";
-import { done, plain, seconds, word } from "./format";
+import { PHASES, doing, done, plain, seconds, word } from "./format";
 import { Icon } from "./Icon";
 import { pieces, ticks } from "./pick";
 
@@ -76,7 +76,7 @@ export function Timeline({ steps, tasks, empty, now, started, chosen, choose }: 
                             fold={() => row.folded !== null && fold({ ...folded, [row.step.step]: !row.folded })} />)}
                 </div>
             </div>
-            <Legend />
+            <Legend pods={tasks.some((task) => task.pod)} />
         </div>
     );
 }
@@ -106,8 +106,8 @@ const place = ({ from, length }: Span, begin: number, end: number): { left: stri
 function Line({ row, task, span, chosen, here, choose }: { row: Row; task: Task; span: Span; chosen: boolean; here: boolean; choose: () => void }) {
     const took = task.launched !== null ? (task.ended ?? span.now) - task.launched : null;
     const name = row.step.fan ? `[${task.index.join(",")}]` : task.id;
-    const is = word(row.step.state === "not run" && (task.state === "waiting" || task.state === "ready") ? "not run" : task.state);
-    const said = task.cached ? "cached" : task.state === "backoff" ? "retry" : took !== null ? seconds(took) : is;
+    const is = row.step.state === "not run" && (task.state === "waiting" || task.state === "ready") ? "not run" : doing(task);
+    const said = task.cached ? "cached" : task.state === "backoff" ? "retry" : task.phase && task.state === "launched" ? is : took !== null ? seconds(took) : is;
     const item = task.item === null ? null : plain(task.item);
     const why = task.why ? `\n${plain(task.why)}` : "";
     return (
@@ -147,10 +147,10 @@ function Head({ row: { step, folded, key }, row, empty, span, here, fold }: { ro
     );
 }
 
-function Legend() {
+function Legend({ pods }: { pods: boolean }) {
     return (
         <div class="fbp-legend" aria-hidden="true">
-            {(["queued", "starting", "running", "saving"] as const).map((phase) => <span><i class={`fbp-${phase} fbp-fill-${phase === "running" ? "succeeded" : ""}`} />{phase}</span>)}
+            {PHASES.filter((phase) => pods || !["scheduled", "pulling", "importing"].includes(phase)).map((phase) => <span><i class={`fbp-${phase} fbp-fill-${phase === "running" ? "succeeded" : ""}`} />{phase}</span>)}
         </div>
     );
 }

@@ -1,5 +1,5 @@
 /** Numbers and states in words. Pure. */
-import type { Cell, Step } from "../types";
+import type { Cell, Step, Task } from "../types";
 
 /** A duration as people read it: 0 → "0 ms", 0.042 → "42 ms", 0.42 → "0.4 s", 75 → "1:15 min", 7322 → "2:02 h". */
 export function seconds(value: number | null): string {
@@ -67,6 +67,18 @@ const WORDS: { [state: string]: string } = {
 export function word(state: string): string {
     return WORDS[state] ?? state;
 }
+
+/** What a task does, in its order. Without a pod it is queued, starting, running, saving. */
+export const PHASES = ["queued", "scheduled", "pulling", "starting", "importing", "running", "saving"] as const;
+
+/** The state that a phase belongs to; a state is its own. */
+export function kind(state: string): string {
+    const at = PHASES.indexOf(state as "queued");
+    return at < 0 ? state : at < 5 ? "launched" : "running";
+}
+
+/** What a task does, as exactly as it is known. */
+export const doing = (task: Task): string => task.phase ?? word(task.state);
 
 export const DONE = ["succeeded", "failed", "skipped", "stopped"] as const;
 

@@ -1,5 +1,6 @@
 /** What is shown of many: the order of a table, the axes of a scatter, the task that one looks at first, the pieces of a timeline. Pure. */
 import type { Cell, Column, Step, Table, Task } from "../types";
+import { PHASES } from "./format";
 
 export interface Order {
     column: number;
@@ -105,7 +106,7 @@ export function followed(tasks: readonly Task[], hasCard: (id: string) => boolea
 /** Tasks of a run that has ended: none of them waits or runs any more, whatever was heard of them last. */
 export function settled(tasks: readonly Task[], run: string): Task[] {
     const open = ["launched", "running", "backoff"];
-    return run === "running" || run === "lost" ? [...tasks] : tasks.map((task) => (open.includes(task.state) ? { ...task, state: "stopped" } : task));
+    return run === "running" || run === "lost" ? [...tasks] : tasks.map((task) => (open.includes(task.state) ? { ...task, state: "stopped", phase: null } : task));
 }
 
 /** Fan-outs of which one knows that they have no items: none came, and what needs them went on. */
@@ -120,27 +121,29 @@ export function empties(steps: readonly Step[], edges: readonly { from: string; 
 }
 
 export interface Piece {
-    phase: "queued" | "starting" | "running" | "saving";
+    phase: (typeof PHASES)[number];
     from: number;
     to: number;
 }
 
 /** The phases of a task, seconds by the engine's clock. What is not known of an ended one counts as running. */
 export function pieces(task: Task, now: number): Piece[] {
-    if (task.launched === null) return [];
-    const end = task.ended ?? now;
-    const body = task.running ?? (task.ended !== null ? task.launched : null);
-    const saving = task.saving ?? end;
+    const { queued, launched, pod, ended } = task;
+    if (launched === null) return [];
+    const end = ended ?? now;
+    const known: { [phase: string]: number | null } = {
+        starting: launched, ...pod, queued: queued ?? pod?.queued ?? null, running: task.running ?? (ended !== null && !pod ? launched : null), saving: task.saving,
+    };
+    if (pod) known.starting = pod.starting ?? null;
     const found: Piece[] = [];
-    const add = (phase: Piece["phase"], from: number, to: number): void => void (to > from && found.push({ phase, from, to }));
-    if (task.queued !== null) add("queued", task.queued, task.launched);
-    if (body === null) add("starting", task.launched, end);
-    else {
-        add("starting", task.launched, Math.min(body, end));
-        add("running", Math.max(body, task.launched), Math.min(saving, end));
-        add("saving", saving, end);
+    for (const phase of PHASES) {
+        const at = known[phase] ?? null, last = found.at(-1);
+        if (at === null) continue;
+        const from = Math.min(Math.max(at, last?.from ?? at), end);
+        if (last) last.to = from;
+        found.push({ phase, from, to: end });
     }
-    return found;
+    return found.filter((piece) => piece.to > piece.from);
 }
 
 /** The part of a text that matches, and what is between: `["a ", "RATE", " b"]` for "rate"; every second piece is a match. */
