@@ -268,3 +268,84 @@ def test_a_picture_of_a_run_runs_no_script(alone: PanelPage) -> None:
     )
 
     assert alone.page.evaluate("window.canary") == "alive" and alone.trap.heard == []
+
+
+def pods() -> dict[str, Json]:
+    """Eight pods, each as far as it has come: one in each phase, one that has ended."""
+    data = told.panel(count=8)
+    names = ["queued", "scheduled", "pulling", "starting", "importing", "running", "saving"]
+    began = dict(zip(names, (0.0, 6.0, 8.0, 14.0, 17.0, 22.0, 31.0), strict=True))
+    view = data._view
+    for i in range(8):
+        view.apply(events.launched(work(i), NOW + 3))
+    for i, name in enumerate(names):
+        shift = began["saving"] - began[name]  # so that all are where they are at the same time
+        past = {phase: max(at + shift, 0.0) for phase, at in began.items() if at <= began[name]} | {"queued": 0.0}
+        view.hint(told.phase(i, name, LACKS if name == "queued" else "", **past))
+    view.apply(events.succeeded(work(7), NOW + 36, began=began, seconds={"running": 9.0, "saving": 1.5}))
+    return state(data.shown(NOW + 38), data.layout())
+
+
+LACKS = "no node for cpu 900, memory 64000M yet: 0/3 nodes are available: 3 Insufficient cpu. If none is being made, ask for less"
+PHASES = ["queued", "scheduled", "pulling", "starting", "importing", "running", "saving"]
+
+
+def test_each_phase_of_a_pod_is_told_by_a_bar_of_its_own_and_by_a_word(alone: PanelPage, pictures: Path) -> None:
+    page = alone.page
+    alone.change(pods())
+    alone.open()
+
+    def bars(i: int) -> list[str]:
+        found: list[str] = page.locator(f'[data-task="work[{i}]"] .fbp-track i').evaluate_all(
+            "all => all.map(i => i.className.split(' ')[0])"
+        )
+        return [name.removeprefix("fbp-") for name in found]
+
+    for i, phase in enumerate(PHASES):
+        assert bars(i) == PHASES[: i + 1], phase
+        assert phase in (page.get_attribute(f'[data-task="work[{i}]"]', "aria-label") or "")
+    assert bars(7) == PHASES
+    assert page.locator(".fbp-legend").inner_text().split() == PHASES
+    told_by = [page.locator(f'[data-task="work[{i}]"] .fbp-took').inner_text() for i in range(5)]
+    assert told_by == PHASES[:5]
+    assert f"work waits: {LACKS}" in page.locator(".fbp-notes").inner_text()
+
+    page.click('[data-task="work[0]"]')
+    assert page.locator(".fbp-detail .fbp-now").inner_text() == "queued"
+    assert page.locator(".fbp-detail .fbp-why").inner_text().replace("\n", " ") == f"waits {LACKS}"
+    page.click('[data-task="work[7]"]')
+    facts = page.locator(".fbp-facts").inner_text().split()
+    assert [word for word in facts if word in PHASES] == PHASES
+
+    looks = page.locator(".fbp-legend i")
+    for name, media, dark in (("light", "none", False), ("dark", "none", True), ("forced", "active", False)):
+        page.emulate_media(forced_colors=media)  # type: ignore[arg-type]
+        page.evaluate(
+            "dark => { document.body.style.background = dark ? '#111' : '#fff'; document.body.dataset.jpThemeLight = String(!dark); }", dark
+        )
+        page.wait_for_function("dark => !!document.querySelector('[data-flowbook-dark]') === dark", arg=dark)
+        for width in (1000, 420):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=pictures / f"pods-{name}-{width}.png")
+            wide = page.locator(".fbp-took").evaluate_all(
+                "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.innerText)"
+            )
+            assert wide == [], (name, width)
+        drawn = looks.evaluate_all(
+            "all => all.map(i => { const s = getComputedStyle(i); return [s.backgroundImage, s.backgroundColor, s.height].join(' '); })"
+        )
+        assert len(set(drawn)) == len(PHASES), (name, drawn)
+        shapes = looks.evaluate_all(
+            "all => all.map(i => { const s = getComputedStyle(i); return [s.backgroundImage.replace(/rgba?\\([^)]*\\)|color\\([^)]*\\)/g, ''), s.height].join(' '); })"
+        )
+        assert len(set(shapes[:5])) == 5, f"{name}: without colour, too: {shapes}"
+    assert alone.errors == []
+
+
+def test_without_pods_the_legend_tells_of_none(alone: PanelPage) -> None:
+    first, changes = sweep(2)
+    alone.change(first)
+    alone.open()
+    play(alone, changes)
+
+    assert alone.page.locator(".fbp-legend").inner_text().split() == ["queued", "starting", "running", "saving"]
