@@ -39,6 +39,7 @@ T = TypeVar("T")
 RATE, BURST = 40.0, 20  # pods created a second
 WORKERS = 12  # requests at once
 STREAMS = 32
+LISTEN_S = 0.5  # after a container has started: its worker is not up before, and a task that is short has then ended
 RECONNECT_S = 2.0  # at most, between two tries to hear a pod: at first its worker is not up yet
 SNAPSHOT_S = 5.0  # between two looks at stored cards, where they cannot come live
 IMAGE_S = 120.0  # for which an image may be refused before the attempt is given up
@@ -391,7 +392,10 @@ class Pod:
                     return given_up
                 if podstatus.container_started(self.seen):
                     started_at = started_at or now
-                    self._follow_live()
+                    if now >= started_at + LISTEN_S:
+                        self._follow_live()
+                    else:
+                        deadlines.append(started_at + LISTEN_S)
                 if podstatus.is_leaving(self.seen):
                     leaving_at = leaving_at or now
                     deadlines.append(leaving_at + podspec.GRACE_S + LEAVING_S)
