@@ -32,7 +32,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         end_processes_of(store)
 
 
-def end_processes_of(store: Path) -> None:
+def end_processes_of(store: Path | str) -> None:
     """Kills the processes that were started for this store, known by their environment."""
     for process in psutil.process_iter():
         try:

@@ -250,6 +250,7 @@ def test_that_a_pod_asks_for_less_than_its_step_is_said() -> None:
     data = panel(events.launched(work(0), NOW + 2, notes=[note]), events.launched(work(1), NOW + 2, notes=[note]))
 
     assert data.shown(NOW + 3).steps[1]["note"].count(note) == 1
+    assert data.shown(NOW + 3).head["notes"] == [f"work: {note}"]
 
 
 def test_of_a_second_attempt_nothing_of_the_first_is_left() -> None:

@@ -255,6 +255,15 @@ def all_waits(run: Run) -> list[str]:
     return [f"{step}{': ' if ' wait: ' in why[:20] else ' waits: '}{why}" for step, why in _waits(run).items()]
 
 
+def all_notes(run: Run) -> list[str]:
+    """What steps asked for and do not get, with their names."""
+    found: dict[str, list[str]] = {}
+    for step in run.spec.steps:
+        for note in run.view.tally.of(step.name).notes:
+            found.setdefault(note, []).append(step.name)
+    return [f"{', '.join(steps[:3])}{', …' if len(steps) > 3 else ''}: {note}" for note, steps in found.items()]
+
+
 def all_warnings(run: Run) -> list[str]:
     tally = run.view.tally
     return [*tally.warnings, *(["…"] if tally.more_warnings else [])]

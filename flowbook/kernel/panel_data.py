@@ -351,6 +351,7 @@ class PanelData:
     def _head(self, now: float) -> Head:
         view, spec = self._view, self._run.spec
         failure = self._first_failure()
+        notes = [*display.all_waits(self._run), *display.all_notes(self._run), *display.all_warnings(self._run), *self.notes]
         return {
             "flow": spec.flow,
             "run": spec.run,
@@ -360,7 +361,7 @@ class PanelData:
             "ended": view.ended_at,
             "now": round(now, 2),
             "origin": spec.origin,
-            "notes": [_text(note, TEXT) for note in (*display.all_waits(self._run), *display.all_warnings(self._run), *self.notes) if note],
+            "notes": [_text(note, TEXT) for note in notes if note],
             "trouble": _text(view.trouble, TEXT) if view.trouble else None,
             "params": [{"name": name, "value": _entry_text(entry)} for name, entry in islice(spec.params.items(), 40)],
             "error": failure[0],

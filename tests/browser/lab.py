@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,11 @@ class Server:
     """A JupyterLab server on a free port; `folder` holds its notebooks and all it writes.
 
     `python` is the interpreter of another environment, which has all that flowbook needs, but not flowbook: that is found in this
-    checkout. `app` is the module that is started: jupyterlab or notebook.
+    checkout. `app` is the module that is started: jupyterlab or notebook. `environ`: variables of its kernels.
     """
 
-    def __init__(self, folder: Path, python: Path | None = None, app: str = "jupyterlab") -> None:
-        self.folder, self.python, self.app = folder, python, app
+    def __init__(self, folder: Path, python: Path | None = None, app: str = "jupyterlab", environ: Mapping[str, str] | None = None) -> None:
+        self.folder, self.python, self.app, self.environ = folder, python, app, dict(environ or {})
         self.notebooks = folder / "notebooks"
         self.store = folder / "store"
         self.notebooks.mkdir(parents=True)
@@ -91,7 +92,7 @@ class Server:
             "FLOWBOOK_STORE": "store",
         }
         (self.folder / "home").mkdir()
-        found = environ | {key: str(self.folder / name) for key, name in places.items()}
+        found = environ | {key: str(self.folder / name) for key, name in places.items()} | self.environ
         return found if self.python is None else found | {"PYTHONPATH": str(ROOT)}
 
     def _write_settings(self) -> None:

@@ -137,6 +137,12 @@ class Cluster:
         self.load(images.flowbook(home))
         return images.FLOWBOOK
 
+    def science_image(self) -> str:
+        """Puts a Python with scikit-learn onto the node, and returns the image's name."""
+        home = self._own("an image can be made")
+        self.load(images.science(home))
+        return images.SCIENCE
+
     def parts(self) -> dict[str, Any]:
         """Name → pid within the cluster, exit code or None, path of the log."""
         return dict(_Init(_layout(self._own("parts are known"))).ask("status"))

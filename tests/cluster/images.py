@@ -6,6 +6,7 @@ The stock Python is Debian's, made by mmdebstrap with this machine's own apt sou
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,14 +16,18 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from tests.cluster.build import TRIES, cache, only_one
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = "localhost/python:3.11"
 FLOWBOOK = "localhost/flowbook:test"
+SCIENCE = "localhost/science:3.11"
 SUITE = "bookworm"  # whose Python is 3.11
 PACKAGES = "python3,python3-pip,ca-certificates"
 DRESS = 'ln -s python3 "$1/usr/bin/python"; rm -f "$1"/usr/lib/python3*/EXTERNALLY-MANAGED'
@@ -147,6 +152,42 @@ def flowbook(folder: Path) -> Path:
     return kept
 
 
+def science(folder: Path) -> Path:
+    """The stock Python with scikit-learn and what it needs, from this environment's own packages, as an archive; kept for their versions.
+
+    `folder` is for what is made on the way. Raises CannotMakeImage.
+    """
+    if sys.version_info[:2] != (3, 11):
+        raise CannotMakeImage("the packages of this environment are for another Python than the image's, which is 3.11")
+    base, needed = python(), _closure("scikit-learn")
+    digest = hashlib.sha256("|".join((base.name, *(f"{each.name} {each.version}" for each in needed))).encode()).hexdigest()[:16]
+    kept = cache() / f"science-{digest}.tar"
+    with only_one("science"):
+        if not kept.exists():
+            layer = folder / "science.layer"
+            with tarfile.open(layer, "w") as tar:
+                for each in needed:
+                    for file in each.files or ():
+                        if ".." not in file.parts and "__pycache__" not in file.parts and "tests" not in file.parts:
+                            tar.add(file.locate(), f"usr/local/lib/python3.11/dist-packages/{file}", recursive=False)
+            for old in cache().glob("science-*.tar"):
+                old.unlink()
+            os.rename(_archive(layer, folder / "science.tar", SCIENCE, {"Cmd": ["python3"], "Env": _ENV}, base), kept)
+    return kept
+
+
+def _closure(name: str) -> list[metadata.Distribution]:
+    """An installed package and all that it needs."""
+    found: dict[str, metadata.Distribution] = {}
+    queue = [Requirement(name)]
+    while queue:
+        wanted = queue.pop()
+        if wanted.name not in found and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            found[wanted.name] = metadata.distribution(wanted.name)
+            queue += map(Requirement, found[wanted.name].requires or ())
+    return [found[each] for each in sorted(found)]
+
+
 def uv() -> str:
     """The path of uv: on the path, or in this environment, where .ci/venv puts it."""
     found = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
@@ -174,25 +215,39 @@ def gathered(wheel: Path) -> Path:
     return kept
 
 
-def _archive(layer: Path, out: Path, name: str, config: dict[str, Any]) -> Path:
-    """Writes an image of one layer as `docker save` would. The layer's file is removed."""
+def _archive(layer: Path, out: Path, name: str, config: dict[str, Any], base: Path | None = None) -> Path:
+    """Writes an image of one layer, or of one more than `base` has, as `docker save` would. The layer's file is removed."""
     digest = hashlib.sha256()
     with open(layer, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    about: dict[str, Any] = {"architecture": _architecture(), "os": "linux", "config": config}
-    about |= {"rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest.hexdigest()}"]}, "history": [{"created_by": "flowbook's tests"}]}
-    content = json.dumps(about).encode()
-    config_name = f"{hashlib.sha256(content).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
-    with tarfile.open(out, "w") as tar:
+    with contextlib.ExitStack() as opened:
+        below = opened.enter_context(tarfile.open(base)) if base is not None else None
+        under = _layers(below) if below is not None else {}
+        diffs = [*under.values(), f"sha256:{digest.hexdigest()}"]
+        about: dict[str, Any] = {"architecture": _architecture(), "os": "linux", "config": config}
+        about |= {"rootfs": {"type": "layers", "diff_ids": diffs}, "history": [{"created_by": "flowbook's tests"}] * len(diffs)}
+        content = json.dumps(about).encode()
+        config_name, top = f"{hashlib.sha256(content).hexdigest()}.json", f"layer{len(under) or ''}.tar"
+        manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": [*under, top]}]).encode()
+        tar = opened.enter_context(tarfile.open(out, "w"))
         for each, data in (("manifest.json", manifest), (config_name, content)):
             entry = tarfile.TarInfo(each)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
-        tar.add(layer, "layer.tar")
+        for each in under:
+            assert below is not None
+            tar.addfile(below.getmember(each), below.extractfile(each))
+        tar.add(layer, top)
     layer.unlink()
     return out
+
+
+def _layers(image: tarfile.TarFile) -> dict[str, str]:
+    """The layers of an archive of ours, lowest first: file → digest of its content."""
+    [about] = json.load(image.extractfile("manifest.json") or io.BytesIO())
+    config = json.load(image.extractfile(about["Config"]) or io.BytesIO())
+    return dict(zip(about["Layers"], config["rootfs"]["diff_ids"], strict=True))
 
 
 def _architecture() -> str:
