@@ -21,7 +21,7 @@ if not __package__:  # started as a file: the modules here are called benchmarks
 from benchmarks.measure import Settings, report  # noqa: E402
 from flowbook import __version__  # noqa: E402
 
-NAMES = ("imports", "latency", "foreach", "stall", "artifact", "checkpoint", "flowspec", "cards", "s3", "machine")
+NAMES = ("imports", "latency", "foreach", "stall", "artifact", "checkpoint", "flowspec", "cards", "s3", "pods", "machine")
 RESULTS = ROOT / "benchmarks" / "results.md"
 
 
