@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import html
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -656,20 +655,24 @@ class TaskResults(Sequence[TaskResult]):
         return f"<{self._step}: {len(self)} tasks{told}>"
 
     def _repr_html_(self) -> str:
-        told = f"<p>{html.escape(repr(self))}</p>"
+        from html import escape
+
+        told = f"<p>{escape(repr(self))}</p>"
         try:
             rows = [self._row(task) for task in self[:ROWS]]
         except (ArtifactError, StoreError):
             return told
         columns = self._columns(rows) if preview.mode() == preview.FULL else ["state", "seconds"]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
         body = "".join(_html_row(i, row, columns) for i, row in enumerate(rows))
-        more = f"<p>{len(self) - ROWS:,} more; {html.escape(self._step)}.table() has all</p>" if len(self) > ROWS else ""
+        more = f"<p>{len(self) - ROWS:,} more; {escape(self._step)}.table() has all</p>" if len(self) > ROWS else ""
         return f"{told}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
 def _html_row(i: int, row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    return f"<tr><th>{i}</th>{''.join(f'<td>{html.escape(_shown(row.get(name)))}</td>' for name in columns)}</tr>"
+    from html import escape
+
+    return f"<tr><th>{i}</th>{''.join(f'<td>{escape(_shown(row.get(name)))}</td>' for name in columns)}</tr>"
 
 
 def _shown(value: Any) -> str:

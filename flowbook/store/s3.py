@@ -16,7 +16,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -163,6 +162,8 @@ class S3Store:
         def read(first: int, last: int) -> None:
             self.client.send("GET", self._path(key), headers={"range": f"bytes={first}-{last - 1}"}, into=into[first:last])
 
+        from concurrent import futures
+
         reading = [self.client.threads.submit(read, *place) for place in places]
         hasher = hashlib.sha256(into[:start])
         try:
@@ -172,7 +173,7 @@ class S3Store:
         except BaseException:
             for part in reading:
                 part.cancel()
-            wait(reading)
+            futures.wait(reading)
             raise
         return not name.startswith("blobs/") or name.endswith(hasher.hexdigest())
 
@@ -408,12 +409,14 @@ class S3Store:
             answer = self.client.send("PUT", path, {"partNumber": str(number), "uploadId": upload}, body=body)
             return answer.headers.get("etag", ""), answer.headers.get("x-amz-checksum-crc32", "")
 
-        sent: list[Future[tuple[str, str]]] = []
+        from concurrent import futures  # most pods move nothing large
+
+        sent: list[futures.Future[tuple[str, str]]] = []
         try:
-            waiting: set[Future[tuple[str, str]]] = set()
+            waiting: set[futures.Future[tuple[str, str]]] = set()
             for number, body in enumerate(parts, 1):
                 if len(waiting) >= THREADS:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    done, waiting = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
                     for each in done:
                         each.result()
                 future = self.client.threads.submit(send, number, body)
@@ -423,7 +426,7 @@ class S3Store:
         except BaseException:
             for each in sent:
                 each.cancel()
-            wait(sent)
+            futures.wait(sent)
             raise
 
     def _complete(self, path: str, upload: str, tags: Tags, condition: Mapping[str, str], mark: str, key: str = "") -> bool:

@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +28,8 @@ SWEEP_EVERY = 0.05  # of the bytes allowed: so much is written between two looks
 def folder_for(name: str) -> Path:
     """The folder of this machine for a store of that name; made, open to its owner only."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")  # noqa: PTH111
+    import tempfile
+
     for place in (f"{base}/flowbook", f"{tempfile.gettempdir()}/flowbook-{os.getuid()}"):  # the second: a pod whose home cannot be written
         folder = Path(place) / "stores" / name
         try:
@@ -141,10 +141,10 @@ class Cache:
             return self._most
         try:
             os.makedirs(self._folder, exist_ok=True)
-            free = shutil.disk_usage(self._folder).free
+            space = os.statvfs(self._folder)
         except OSError:
             return 0
-        return min(MOST_BYTES, free / LEAST_SHARE)
+        return min(MOST_BYTES, space.f_bavail * space.f_frsize / LEAST_SHARE)
 
     def _sweep(self, most: float) -> None:
         """Remove what was used longest ago, and what killed processes left half written."""

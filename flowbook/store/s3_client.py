@@ -21,16 +21,18 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from flowbook.errors import StoreError
 from flowbook.store import s3_errors as told
 from flowbook.store.base import Buffer
 from flowbook.store.s3_credentials import Credentials, Source
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 CONNECT_S, READ_S = 10.0, 60.0
 DEADLINE_S = 60.0  # for a request and all its repetitions, once the server has answered anything
@@ -251,6 +253,8 @@ class Client:
             self._fresh()
         with self._lock:
             if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor  # most pods move nothing large
+
                 self._pool = ThreadPoolExecutor(THREADS, "flowbook-s3")
             return self._pool
 

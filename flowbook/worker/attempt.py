@@ -17,7 +17,6 @@ import os
 import re
 import sys
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -70,6 +69,8 @@ def run(order: Order) -> int:
     except Exception as error:  # nothing of the body: the order, the store, or a fault of ours
         found = Tracer({}).error(error)
         if not isinstance(error, FlowbookError):
+            import traceback
+
             traceback.print_exc()
         _tell(frames, found)
         return 1
@@ -361,6 +362,8 @@ class Attempt:
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else 0 if error.code is None else 1)
         if error is not None:
+            import traceback
+
             traceback.print_exception(error)
             output.flush()
         os._exit(0 if error is None else 1)

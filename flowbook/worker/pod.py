@@ -21,7 +21,6 @@ import re
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,7 @@ from flowbook.errors import FlowbookError, StoreError
 from flowbook.spec.flow import Spec, Step
 from flowbook.store import layout, trust
 from flowbook.store.base import Store, open_store
-from flowbook.worker import attempt, forkserver, output
+from flowbook.worker import attempt, output
 
 Json = Any
 Frame = dict[str, Json]
@@ -113,6 +112,8 @@ def check_key(store: Store, order: Mapping[str, Json]) -> None:
 def install(requirements: Iterable[str], folder: Path) -> None:
     """--pip: into a folder of this pod. Raises Unfit."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), *requirements]
+    import subprocess  # most pods install nothing
+
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
     if done.returncode:
         said = "\n".join(done.stdout.strip().splitlines()[-SHOWN:])
@@ -345,8 +346,7 @@ class Watched:
         return code if code >= 0 else 128 - code
 
     def _become_attempt(self, frames: int, theirs: int, order: dict[str, Json]) -> NoReturn:
-        os.setsid()
-        forkserver.die_with_parent()
+        os.setsid()  # it ends with this pod's first process, however that ends, by the kernel's own rule
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

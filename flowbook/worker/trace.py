@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import linecache
 import os
-import traceback
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -178,6 +177,8 @@ def _arrow(line: int) -> str:
 
 def _only(error: BaseException) -> list[str]:
     """The lines below the stack: type and message, notes, and the text of a SyntaxError."""
+    import traceback
+
     exception = traceback.TracebackException(type(error), error, error.__traceback__, limit=0, lookup_lines=False)
     lines = "".join(exception.format_exception_only())[: 2 * MESSAGE_LIMIT].rstrip("\n").split("\n")
     name, qualified = type(error).__name__, f"{type(error).__module__}.{type(error).__qualname__}"

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import json
 import os
 import signal
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 
 TRIES = 8
 BUSY = (429, 500, 502, 503, 504)
@@ -27,6 +26,30 @@ def give_up(message: str) -> None:
     sys.exit(78)
 
 
+def ask(place: str, headers: dict, body: bytes | None = None) -> tuple:  # type: ignore[type-arg]
+    """(status, data) of one request; urllib.request would cost every pod some ms of imports. Raises OSError, HTTPException."""
+    parts = urllib.parse.urlsplit(place)
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = connect(parts.netloc, timeout=60)
+    path = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    connection.request("POST" if body else "GET", path, body, headers)
+    answer = connection.getresponse()
+    data = answer.read()
+    connection.close()
+    return answer.status, data
+
+
+def granted(place: str, headers: dict, body: bytes | None = None) -> bytes:  # type: ignore[type-arg]
+    """What whoever gives credentials has answered."""
+    try:
+        status, data = ask(place, headers, body)
+    except (OSError, http.client.HTTPException) as error:
+        give_up(f"{place}, which gives this pod its credentials, cannot be reached: {error}")
+    if status != 200:
+        give_up(f"{place} gives this pod no credentials ({status}): " + data[:500].decode("utf-8", "replace"))
+    return bytes(data)
+
+
 def credentials() -> tuple:  # type: ignore[type-arg]
     """(key, secret, token): of the environment (a Secret), else of the pod's own identity on EKS."""
     env = os.environ
@@ -35,17 +58,18 @@ def credentials() -> tuple:  # type: ignore[type-arg]
     if env.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
         with open(env["AWS_WEB_IDENTITY_TOKEN_FILE"]) as file:
             token = file.read().strip()
-        ask = {"Action": "AssumeRoleWithWebIdentity", "Version": "2011-06-15", "RoleSessionName": "flowbook"}
-        ask.update(RoleArn=env["AWS_ROLE_ARN"], WebIdentityToken=token)
+        wish = {"Action": "AssumeRoleWithWebIdentity", "Version": "2011-06-15", "RoleSessionName": "flowbook"}
+        wish.update(RoleArn=env["AWS_ROLE_ARN"], WebIdentityToken=token)
         place = env.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{env.get('AWS_REGION') or 'us-east-1'}.amazonaws.com/"
-        answer = urllib.request.urlopen(place, urllib.parse.urlencode(ask).encode(), timeout=30).read().decode()
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = granted(place, kind, urllib.parse.urlencode(wish).encode()).decode()
         return tuple(answer.partition(f"<{tag}>")[2].partition("<")[0] for tag in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
     if env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
-        request = urllib.request.Request(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"])
+        headers = {}
         if env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
             with open(env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"]) as file:
-                request.add_header("Authorization", file.read().strip())
-        found = json.loads(urllib.request.urlopen(request, timeout=30).read())
+                headers["Authorization"] = file.read().strip()
+        found = json.loads(granted(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"], headers))
         return found["AccessKeyId"], found["SecretAccessKey"], found.get("Token")
     give_up(
         "this pod has no credentials for the store: neither AWS_ACCESS_KEY_ID nor a role of its service account. "
@@ -54,8 +78,8 @@ def credentials() -> tuple:  # type: ignore[type-arg]
     return ()
 
 
-def signed(store: dict, key: str) -> urllib.request.Request:  # type: ignore[type-arg]
-    """A GET of an object, signed (AWS Signature Version 4)."""
+def signed(store: dict, key: str) -> tuple:  # type: ignore[type-arg]
+    """(URL, headers) of a GET of an object, signed (AWS Signature Version 4)."""
     env = os.environ
     access, secret, token = credentials()
     region = store.get("region") or env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -77,7 +101,7 @@ def signed(store: dict, key: str) -> urllib.request.Request:  # type: ignore[typ
     for part in (*scope.split("/"), "\n".join(["AWS4-HMAC-SHA256", now, scope, hashed])):
         signature = hmac.new(signature, part.encode(), hashlib.sha256).digest()
     headers["Authorization"] = f"AWS4-HMAC-SHA256 Credential={access}/{scope}, SignedHeaders={names}, Signature={signature.hex()}"
-    return urllib.request.Request(f"{parts.scheme}://{parts.netloc}{path}", headers=headers)
+    return f"{parts.scheme}://{parts.netloc}{path}", headers
 
 
 def fetch(store: dict, key: str) -> bytes:  # type: ignore[type-arg]
@@ -88,14 +112,15 @@ def fetch(store: dict, key: str) -> bytes:  # type: ignore[type-arg]
     place = f"{store['endpoint']} (bucket {store['bucket']})"
     for tried in range(TRIES):
         try:
-            return bytes(urllib.request.urlopen(signed(store, key), timeout=60).read())
-        except urllib.error.HTTPError as error:
-            said = error.read(2000).decode("utf-8", "replace")
+            status, data = ask(*signed(store, key))
+            if status == 200:
+                return bytes(data)
+            said = data[:2000].decode("utf-8", "replace")
             if "<Message>" in said:
                 said = ": ".join(said.partition(f"<{tag}>")[2].partition("<")[0] for tag in ("Code", "Message"))
-            if error.code not in BUSY or tried == TRIES - 1:
-                give_up(f"the store {place} does not give {key} to this pod ({error.code}): {said}")
-        except OSError as error:
+            if status not in BUSY or tried == TRIES - 1:
+                give_up(f"the store {place} does not give {key} to this pod ({status}): {said}")
+        except (OSError, http.client.HTTPException) as error:
             if tried == TRIES - 1:
                 give_up(f"the store {place} cannot be reached from this pod: {error}. Is its address one that pods can use?")
         time.sleep(min(0.2 * 2**tried, 10))
