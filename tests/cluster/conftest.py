@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from tests.cluster.build import missing
 from tests.cluster.cluster import S3, Cluster, ClusterError, Namespace, default_home, let_go, running, up, why_not
 from tests.cluster.optional import MODULES
+from tests.cluster.stages import new_bucket
 
 REQUIRED = os.environ.get("FLOWBOOK_CLUSTER_TESTS") == "required"  # read now: a test begins without variables of ours
 ASKED = bool(os.environ.get("FLOWBOOK_KARPENTER_TESTS"))
@@ -101,6 +101,4 @@ def bucket(cluster: Cluster) -> S3:
     assert cluster.s3 is not None
     if cluster.home is None:
         return cluster.s3
-    name = f"test-{uuid.uuid4().hex[:10]}"
-    (cluster.home / "s3" / name).mkdir()  # to versitygw, a bucket is a folder
-    return replace(cluster.s3, bucket=name)
+    return new_bucket(cluster)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flowbook.engine.launch import podspec
+from flowbook.store import layout
 from tests.cluster import cluster as made
 from tests.cluster import optional
-from tests.cluster.cluster import Cluster, Namespace
+from tests.cluster.cluster import S3, Cluster, Namespace
+from tests.cluster.stages import credentials, environ_of, eventually, here, make_secret, new_bucket, stage_on
 from tests.cluster.test_cluster import pod
+from tests.launchers.stage import cell, until
 
 # What a node of each of the seed's tiers is known by (seed.txt, "The @resources Decorator").
-KIND = "karpenter.k8s.aws/instance-gpu-name"
+KIND, COUNT = podspec.GPU_NAME, podspec.GPU_COUNT
 
 
 @pytest.fixture
@@ -23,35 +34,110 @@ def place(scaled: Cluster) -> Iterator[Namespace]:
     scaled.kube.delete("namespace", namespace.name)
 
 
-def nodes(cluster: Cluster) -> dict[str, dict[str, str]]:
-    """Name → labels, of the nodes that Karpenter brought."""
+@pytest.fixture
+def bucket(scaled: Cluster, place: Namespace) -> S3:
+    found = new_bucket(scaled)
+    make_secret(place, "store", credentials(found))
+    return found
+
+
+def nodes(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """Name → node, of the nodes that Karpenter brought."""
     found = cluster.kube.get("nodes", "-l", "karpenter.sh/nodepool")["items"]
-    return {each["metadata"]["name"]: each["metadata"]["labels"] for each in found}
+    return {each["metadata"]["name"]: each for each in found}
 
 
-@pytest.mark.parametrize(
-    ("asks", "selector", "kinds"),
-    [
-        ({"cpu": "8", "memory": "32000M", "ephemeral-storage": "50000M"}, {}, {None}),
-        ({"cpu": "8", "memory": "32000M", "nvidia.com/gpu": "1"}, {}, {"l4", "l40s"}),
-        ({"cpu": "32", "memory": "256000M", "nvidia.com/gpu": "4"}, {KIND: "a100"}, {"a100"}),
-    ],
-    ids=["cpu", "one gpu", "four gpus"],
-)
-def test_karpenter_brings_the_node_that_a_pod_asks_for_and_removes_it_afterwards(
-    scaled: Cluster, place: Namespace, asks: dict[str, str], selector: dict[str, str], kinds: set[str | None]
+def running(place: Namespace, *steps: str) -> dict[str, dict[str, Any]] | None:
+    """Step → pod, once all of them run."""
+    found = place.kube.get("pods", "-l", "app.kubernetes.io/managed-by=flowbook")["items"]
+    pods = {pod["metadata"]["labels"]["flowbook/step"]: pod for pod in found if pod["status"]["phase"] == "Running"}
+    return pods if pods.keys() >= set(steps) else None
+
+
+def gone(cluster: Cluster, names: Iterable[str]) -> None:
+    """Waits until Karpenter has taken these nodes away."""
+    cluster.kube.run("wait", *(f"node/{name}" for name in names), "--for=delete", "--timeout=200s", limit_s=210)
+
+
+def label(node: dict[str, Any], name: str) -> str | None:
+    found: str | None = node["metadata"]["labels"].get(name)
+    return found
+
+
+def test_the_seeds_four_asks_bring_a_node_of_their_kind_each_and_the_nodes_go_with_the_run(
+    scaled: Cluster, place: Namespace, bucket: S3, tmp_path: Path
 ) -> None:
-    before = set(nodes(scaled))
-    selector = selector | {"karpenter.sh/nodepool": "default"}  # not the machine's own node, which may be large enough
-    place.kube.create(pod("asking", scaled.image, "pass", nodeSelector=selector, container={"resources": {"limits": asks}}))
+    """Its flow as it stands, unscaled, by the real launcher. `start` runs on the machine's own node; the four pods on nodes that kwok
+    plays are told of as running, and nothing runs in them: so the run is stopped in the end."""
+    seed = Path(__file__).parent.parent / "seed" / "resources_flow.py"
+    kinds: dict[str, set[str | None]] = {
+        "standard": {"l4", "l40s"},
+        "top": {"a100", "h100"},
+        "cpu-only": {None},
+        "scratch": {"l4", "l40s"},
+    }
+    before = nodes(scaled)
+    printed = tmp_path / "printed"
+    with printed.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(seed), "--with", "kubernetes", "run"],
+            cwd=tmp_path,
+            env=here(place, tmp_path, environ_of(bucket, scaled.image)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        pods = eventually(lambda: running(place, *kinds) if process.poll() is None else {"": {}}, "the four pods")
+        assert pods.keys() == kinds.keys(), printed.read_text()
+        brought = {step: nodes(scaled)[pod["spec"]["nodeName"]] for step, pod in pods.items()}
+        names = {node["metadata"]["name"] for node in brought.values()}
+        assert not names & before.keys()
+        for step, node in brought.items():
+            assert label(node, KIND) in kinds[step], (step, node["metadata"]["labels"])
+        assert label(brought["cpu-only"], COUNT) is None
+        assert int(brought["top"]["status"]["capacity"]["nvidia.com/gpu"]) >= 4
+        assert pods["scratch"]["spec"]["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "1T"  # 1000000 MB
+        assert all(pod["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true" for pod in pods.values())
 
-    place.kube.wait("pod/asking", "jsonpath={.spec.nodeName}")
-    name = place.kube.get("pod", "asking")["spec"]["nodeName"]
-    assert name not in before
-    assert nodes(scaled)[name].get(KIND) in kinds
+        # The pool's nodes shall look otherwise from now on. Karpenter leaves those alone on which our pods run, and says so.
+        drift = {"spec": {"template": {"metadata": {"labels": {"drifted": uuid.uuid4().hex[:8]}}}}}
+        scaled.kube.patch("nodepool", "default", drift)
+        held = f"involvedObject.kind=Node,involvedObject.name={brought['top']['metadata']['name']},reason=DisruptionBlocked"
 
-    place.kube.delete("pod", "asking", wait=True)
-    scaled.kube.run("wait", f"node/{name}", "--for=delete", "--timeout=200s", limit_s=210)
+        def said() -> bool:
+            events = scaled.kube.get("events", "-A", "--field-selector", held)["items"]
+            return any("do-not-disrupt" in event["message"] for event in events)
+
+        eventually(said, "word of a disruption that our pod holds back")
+        assert names <= nodes(scaled).keys()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+
+    assert "stopped" in printed.read_text(), printed.read_text()
+    gone(scaled, names)
+
+
+def test_spot_brings_a_spot_node(scaled: Cluster, place: Namespace, bucket: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = stage_on(scaled, place, bucket, tmp_path, monkeypatch)
+    found: list[dict[str, Any]] = []
+
+    async def scene() -> None:
+        run = stage.run(cell("start", "x = 1", spot=True))
+        driven = asyncio.create_task(run.drive())
+        await until(lambda: running(place, "start") or driven.done(), "the pod")
+        found.extend((running(place, "start") or {}).values())
+        stage.store.create(layout.request("demo", "1", "stop"), json.dumps({"ask": "stop"}).encode())
+        run.poke()
+        await driven
+
+    stage.complete(scene())
+
+    assert found, stage.log()
+    name = found[0]["spec"]["nodeName"]
+    node = next((each for known, each in nodes(scaled).items() if known == name), None)
+    assert node is not None and label(node, "karpenter.sh/capacity-type") == "spot" and label(node, COUNT) is None
+    gone(scaled, [name])
 
 
 def test_a_fake_node_takes_pods_that_nobody_runs(scaled: Cluster, place: Namespace) -> None:
