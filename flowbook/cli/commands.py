@@ -137,6 +137,19 @@ def _gc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
 
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pod", action="store_true", help="try one small pod in the cluster: image, credentials, store; it is removed")
+    parser.add_argument(
+        "--with",
+        dest="withs",
+        action="append",
+        metavar="NAME:k=v",
+        help="look at the pod of a step with this: kubernetes:image=…,namespace=… or resources:gpu=1 (repeatable)",
+    )
+    parser.add_argument("--verify", action="store_true", help="read every stored result, too")
+    parser.add_argument("--json", action="store_true", help="as JSON, a line a finding")
+
+
 def _package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list"], metavar="list", help="the files that go along with a run, and their sizes")
 
@@ -187,6 +200,7 @@ _TABLE = (
     Command("test", "Run one step alone; nothing is kept.", "single:test", _test, parameters=True),
     Command("package", "The code that goes along with a run.", "look:package", _package),
     Command("gc", "Remove old runs, and data that nothing refers to.", "change:gc", _gc, loose=True),
+    Command("doctor", "Does all that flowbook needs work: store, cluster, rights?", "doctor:doctor", _doctor, loose=True),
     Command("export", "Write the flow of a notebook as a flow file.", "change:export", _export, loose=True, flowless=True),
     Command("version", "The version of flowbook.", "look:version", loose=True),
 )

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flowbook.spec.marks import Mark
 
 TICK_S = 0.1
+REACH_S = 10.0  # for a cluster to answer, before there is a run
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLUSTERS = ("kubernetes",)  # decorators that ask for other machines than this one
 
@@ -121,13 +122,27 @@ class _Placing:
         every = placement_of(self._origin) if self._place.settings.cluster is not None else None
         spec, self.cluster = placed(spec, self._place.settings.cluster, os.environ, every=every, yes=self._yes)
         if self.cluster is not None:
-            from flowbook.engine.launch.apiserver import Api
-
             try:
-                Api.connect(self.cluster.get("context"))
+                _reach(self.cluster.get("context"))
             except ClusterError as error:
-                raise NotConfigured(f"{error}. Nothing was run.") from None
+                raise NotConfigured(f"{error}. Nothing was run. `flowbook doctor` looks closer.") from None
         return spec
+
+
+def _reach(context: str | None) -> None:
+    """Raises ClusterError where there is no cluster, none that answers soon, or one that does not know who asks.
+
+    Once a run has begun, a cluster that does not answer is waited for.
+    """
+    from flowbook.engine.launch import podstatus
+    from flowbook.engine.launch.apiserver import Api, Refused
+
+    api = Api.connect(context, patience_s=REACH_S, answer_s=REACH_S)
+    try:
+        api.get("/version")
+    except Refused as refused:
+        if refused.code == 401:  # any other: it answers, and what it refuses may be this question only
+            raise ClusterError(podstatus.refused(refused.code, refused.body, "use pods", api.namespace).message) from None
 
 
 def _retire(place: Place, flow: str) -> None:

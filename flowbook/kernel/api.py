@@ -250,8 +250,8 @@ class Flow:
         words += ["--keep", str(keep)] if keep is not None else []
         self._command("gc", " ".join([*words, *(["--flow", flow] if flow else [])]))
 
-    def doctor(self, *, verify: bool = False) -> None:
-        self._command("doctor", "--verify" if verify else "")
+    def doctor(self, *, verify: bool = False, pod: bool = False) -> None:
+        self._command("doctor", f"{'--verify' if verify else ''} {'--pod' if pod else ''}")
 
     def __repr__(self) -> str:
         try:

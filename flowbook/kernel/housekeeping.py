@@ -18,7 +18,7 @@ from flowbook.engine import registry
 from flowbook.engine.launch.sweep import swept
 from flowbook.errors import StoreError
 from flowbook.kernel.names import interruptible
-from flowbook.spec.amounts import size_text
+from flowbook.spec.amounts import counted, size_text
 from flowbook.store import garbage
 from flowbook.store.base import Store
 from flowbook.store.files import FilesStore
@@ -108,14 +108,6 @@ def _runs(removed: Iterable[tuple[str, str]], flow: str) -> str:
     words = [part[0] if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts]
     shown = ", ".join(words[:MOST_TOLD]) + (", …" if len(words) > MOST_TOLD else "")
     return f"{counted(len(runs), 'run')} of {flow}: {shown}"
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """
-    >>> counted(1, "run"), counted(2000, "run"), counted(2, "entry", "entries")
-    ('1 run', '2,000 runs', '2 entries')
-    """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 # ---- what killed engines left ---------------------------------------------------------------------------------------------

@@ -708,10 +708,11 @@ def _gc(session: Session, line: str) -> None:
 def _doctor(session: Session, line: str) -> None:
     parser = _Parser("doctor")
     parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--pod", action="store_true")
     given = parser.parse(line)
     from flowbook.kernel.doctor import doctor
 
-    doctor(session, verify=given.verify)
+    doctor(session, verify=given.verify, pod=given.pod)
 
 
 def _export(session: Session, line: str) -> None:
@@ -781,7 +782,11 @@ COMMANDS: dict[str, Command] = {
     "drop": Command("%flow drop STEP [--flow F]", "forget a step", _drop),
     "defaults": Command("%flow defaults [OPTIONS]", "options for all steps that do not set them", _defaults),
     "gc": Command("%flow gc [--dry-run] [--keep N] [--all-flows] [--flow F]", "remove old runs and what only they used", _gc),
-    "doctor": Command("%flow doctor [--verify]", "whether all that flowbook needs works here; --verify reads every result", _doctor),
+    "doctor": Command(
+        "%flow doctor [--verify] [--pod]",
+        "whether all that flowbook needs works here; --verify reads every result, --pod tries a pod",
+        _doctor,
+    ),
 }
 
 

@@ -52,3 +52,11 @@ def memory_text(mb: float) -> str:
     ('48 MB', '1.2 GB')
     """
     return f"{mb:.0f} MB" if mb < 1000 else f"{mb / 1000:.1f} GB"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """
+    >>> counted(1, "run"), counted(2000, "run"), counted(2, "entry", "entries")
+    ('1 run', '2,000 runs', '2 entries')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

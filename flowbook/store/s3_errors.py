@@ -80,7 +80,7 @@ def refused(
     message = text_of(answer.body, "Message")
     said = f"{code}: {message}" if code and message else code or message or f"status {answer.status}"
     kind = getattr(credentials, "kind", "") or "the environment"
-    if code == "NoSuchBucket" or (answer.status == 404 and not key):
+    if code == "NoSuchBucket" or (answer.status == 404 and not key and code in ABSENT):
         return StoreError(f"there is no bucket {bucket!r} at {endpoint}. Make it, or correct `store` in the settings.")
     if code == "InvalidBucketName":
         return StoreError(f"{bucket!r} is no name of a bucket: 3 to 63 of a-z, 0-9, '-' and '.'. Correct `store` in the settings.")

@@ -12,17 +12,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
 
 from flowbook.engine import registry
+from flowbook.engine.doctor import storage
+from flowbook.engine.doctor.core import Found
 from flowbook.engine.registry import Entry
-from flowbook.errors import StoreFull
 from flowbook.kernel import doctor, housekeeping
-from flowbook.kernel.doctor import contest, examine, within
 from flowbook.kernel.housekeeping import Orphan, orphans, remove
 from flowbook.store import layout
 from flowbook.store.files import FilesStore
@@ -314,104 +312,21 @@ def test_doctor_and_gc_work_in_plain_ipython_and_without_a_store(tmp_path: Path,
     assert said.count("cannot write") <= 1
 
 
-def test_a_check_that_fails_itself_is_a_finding() -> None:
-    def _of_nothing(session: Any) -> list[doctor.Found]:
-        return [doctor.Found("ok", str(1 / session))]
-
-    found = examine(0, [_of_nothing, lambda session: [doctor.Found("warn", "rain", "Take an umbrella.")]])  # type: ignore[arg-type]
-
-    assert list(map(str, found)) == ["✗ of nothing: the check failed: ZeroDivisionError: division by zero", "! rain. Take an umbrella."]
-
-
 def test_doctor_tells_of_old_runs_only_if_gc_would_remove_some(tmp_path: Path) -> None:
     store = FilesStore(tmp_path / "project")
     for run in range(1, 36):
         store.create(layout.spec("demo", str(run)), b'{"steps": []}')
         store.create(layout.log("demo", str(run), 0), b'{"events": [{"e": "run_ended", "at": 1, "state": "succeeded"}]}')
-    session: Any = SimpleNamespace(store=store, settings=SimpleNamespace(keep_runs=20))
-    assert [found.state for found in doctor._size(session)] == ["ok"]  # all of today: gc keeps them
+    assert [found.state for found in storage.size(store, 20)] == ["ok"]  # all of today: gc keeps them
     old = time.time() - 3 * 24 * 3600
     for run in range(1, 6):
         os.utime(store.root / layout.spec("demo", str(run)), (old, old))
 
-    *_, last = doctor._size(session)
+    *_, last = storage.size(store, 20)
 
     assert (last.state, last.text) == ("warn", "old runs have gathered, beyond the last 20: 5 of demo")
     assert len(housekeeping.garbage.collect(store, 20, "demo").removed) == 5
 
 
 def test_text_of_the_machine_is_escaped() -> None:
-    assert "<script>" not in doctor._page([doctor.Found("bad", "<script>", "<script>")], "<script>")
-
-
-@pytest.mark.parametrize(
-    ("version", "wanted", "fits"),
-    [
-        ("3.11.4", ">=3.11,<3.14", True),
-        ("3.14.0", ">=3.11,<3.14", False),
-        ("3.9", ">=3.11", False),
-        ("8", "<8", False),
-        ("7.0.0rc1", ">=7", True),
-        ("1.4.5", "~=1.4.2", True),
-        ("1.5", "~=1.4.2", False),
-        ("2.0", "==2.0.*", True),
-        ("2.1", "!=2.1.*", False),
-        ("2.0.0", "==2", True),
-        ("2.1", "> 2.0", True),
-        ("unknown", ">=1", False),
-        ("1", "", True),
-    ],
-)
-def test_versions_are_compared_by_their_numbers(version: str, wanted: str, fits: bool) -> None:
-    assert within(version, wanted) is fits
-
-
-# ---- the promise of the store -----------------------------------------------------------------------------------------------
-
-
-class Racy(FilesStore):
-    """Looks, then writes: what a store without create-if-absent would do."""
-
-    def create(self, key: str, data: Any) -> bool:
-        if self.exists(key):
-            return False
-        self.put(key, data)
-        return True
-
-
-class Generous(FilesStore):
-    def create(self, key: str, data: Any) -> bool:
-        return super().create(key, data) or True
-
-
-class Refusing(FilesStore):
-    def create(self, key: str, data: Any) -> bool:
-        return False
-
-
-class Forgetful(FilesStore):
-    def create(self, key: str, data: Any) -> bool:
-        return super().create(key, b"something else" if key.startswith("probes/") else data)
-
-
-class Full(FilesStore):
-    def create(self, key: str, data: Any) -> bool:
-        raise StoreFull(f"cannot write {key}")
-
-
-def test_the_files_store_keeps_its_promise_and_the_contest_leaves_nothing(tmp_path: Path) -> None:
-    assert contest(lambda: FilesStore(tmp_path)) == []
-    assert list(FilesStore(tmp_path).list("")) == []
-
-
-@pytest.mark.parametrize("kind", [Racy, Generous, Refusing, Forgetful])
-def test_a_store_that_breaks_its_promise_is_caught(tmp_path: Path, kind: type[FilesStore]) -> None:
-    wrong = contest(lambda: kind(tmp_path))
-
-    assert wrong and ("32 writers were told" in wrong[0] or "does not hold what its creator wrote" in wrong[0])
-    assert list(FilesStore(tmp_path).list("")) == []
-
-
-def test_a_store_that_fails_in_the_contest_says_why(tmp_path: Path) -> None:
-    with pytest.raises(StoreFull, match="cannot write probes/"):
-        contest(lambda: Full(tmp_path))
+    assert "<script>" not in doctor._page([Found("bad", "<script>", "<script>", "<script>")], "<script>")

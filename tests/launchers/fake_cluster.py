@@ -53,6 +53,7 @@ class FakeCluster:
         self.deleted: set[str] = set()
         self.requests: list[tuple[str, str]] = []
         self.denies: Callable[[str, str, Json], None] = lambda method, path, body: None
+        self.answers: Callable[[str, str, Json], Json] = lambda method, path, body: None  # to what is not played here
         self.forwards = 0
         self.secrets: dict[str, dict[str, str]] = {}
         cluster = self
@@ -250,6 +251,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _serve(self, method: str, path: str, query: dict[str, str], body: Json) -> None:
+        if (answer := self.fake.answers(method, path, body)) is not None:
+            self._send(answer)
+            return
         found = re.fullmatch(r"/api/v1/namespaces/([^/]+)/(pods|configmaps|secrets)(?:/([^/]+))?(?:/(\w+))?", path)
         if found is None:
             raise Denied(404, "NotFound", "the server could not find the requested resource")
@@ -274,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif sub == "log":
             self._log(name, "follow" in query)
         elif method == "POST":
-            self._send(self.fake.create(body), 201)
+            self._send(body if "dryRun" in query else self.fake.create(body), 201)
         elif method == "DELETE":
             for each in [name] if name else self._selected(query):
                 self.fake.delete(each, int(query.get("gracePeriodSeconds", 30)))

@@ -9,6 +9,7 @@
     (503, "SlowDown")   that is answered, and nothing is passed on
     bytes           it is passed on, and this is the body of the answer
     "unconditional" it is passed on without its condition, as a server would do it that does not know conditions
+    "racy"          the server looks first and then writes without the condition: it keeps the promise to one writer, and not to two
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from flowbook.store.s3_client import Bucket, Client
 from flowbook.store.s3_credentials import Source
 
+TOGETHER_S = 3.0  # for which "racy" waits for a second writer
+
 Fault = Callable[[str, str, dict[str, str]], Any]
 
 
@@ -36,6 +39,8 @@ class Proxy(ThreadingHTTPServer):
         self.fault: Fault = lambda method, path, headers: None
         self.seen: list[tuple[str, str]] = []
         self.lock = threading.Lock()
+        self.looking = threading.Condition()
+        self.looked: dict[str, int] = {}  # path → how many have looked, by "racy"
 
     @property
     def endpoint(self) -> str:
@@ -60,7 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(fault, tuple):
             self._answer(fault[0], {}, b"" if self.command == "HEAD" else f"<Error><Code>{fault[1]}</Code></Error>".encode())
         else:
-            status, found, text = self._unconditional(body) if fault == "unconditional" else self._passed_on(body)
+            acts = {"unconditional": self._unconditional, "racy": self._racy}
+            status, found, text = (acts.get(fault, self._passed_on) if isinstance(fault, str) else self._passed_on)(body)
             if fault == "lose":
                 self._cut()
             elif fault == "half":
@@ -90,6 +96,21 @@ class _Handler(BaseHTTPRequestHandler):
         kept = {name.lower(): value for name, value in self.headers.items() if name.lower().startswith("x-amz-meta")}
         answer = client.send(self.command, key, dict(parse_qsl(parts.query, keep_blank_values=True)), kept, [body])
         return answer.status, dict(answer.headers), answer.body
+
+    def _racy(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Looks, waits for another who looks (a moment, for there may be none), writes."""
+        parts = urlsplit(self.path)
+        bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        client = Client(Bucket(bucket, self.server.upstream, "us-east-1"), Source())
+        there = client.send("HEAD", key, fine=(404,)).status == 200
+        with self.server.looking:
+            self.server.looked[key] = self.server.looked.get(key, 0) + 1
+            self.server.looking.notify_all()
+            if not there:
+                self.server.looking.wait_for(lambda: self.server.looked[key] > 1, TOGETHER_S)
+        if there:
+            return 412, {}, b"<Error><Code>PreconditionFailed</Code></Error>"
+        return self._unconditional(body)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes, sent: bytes | None = None) -> None:
         self.send_response_only(status)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowbook.engine.doctor.storage import contest
 from flowbook.errors import ArtifactError, StoreError, StoreMissing, StoreReadOnly, StoreTooNew
-from flowbook.kernel.doctor import contest
 from flowbook.store import codec, garbage, layout, s3_client, trust
 from flowbook.store import s3 as module
 from flowbook.store.base import open_store

@@ -46,7 +46,7 @@ class Refused(ClusterError):
 class Api:
     """One API server, as one account. May be used from several threads.
 
-    `trouble` is told why a request has to wait, and "" when it went through after all.
+    `answer_s`: how long one answer may take. `trouble` is told why a request has to wait, and "" when it went through after all.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Api:
         namespace: str,
         *,
         patience_s: float = PATIENCE_S,
+        answer_s: float = READ_S,
         trouble: Callable[[str], None] = lambda message: None,
         workers: int = 64,
     ) -> None:
@@ -62,6 +63,7 @@ class Api:
 
         configuration.connection_pool_maxsize = workers
         self._configuration, self.namespace, self._patience_s, self.trouble = configuration, namespace, patience_s, trouble
+        self._answer_s = answer_s
         self._pool: Any = rest.RESTClientObject(configuration).pool_manager
         self.host: str = configuration.host
 
@@ -72,22 +74,27 @@ class Api:
 
         env = os.environ if environ is None else environ
         configuration = client.Configuration()
-        file = env.get("KUBECONFIG") or None
+        named = env.get("KUBECONFIG") or None
+        file = named or str(Path.home() / ".kube" / "config")  # the library would take the KUBECONFIG of when it was loaded
         try:
-            if env.get("KUBERNETES_SERVICE_HOST") and file is None and context is None:
+            if env.get("KUBERNETES_SERVICE_HOST") and named is None and context is None:
                 config.load_incluster_config(client_configuration=configuration)
                 namespace = OWN_NAMESPACE.read_text().strip()
             else:
                 config.load_kube_config(config_file=file, context=context, client_configuration=configuration)
                 namespace = _namespace(config.list_kube_config_contexts(config_file=file), context)
         except config.ConfigException as error:
-            where = file or "~/.kube/config"
+            where = named or "~/.kube/config"
+            if context is not None and (known := _contexts(config, file)) and context not in known:
+                raise ClusterError(
+                    f"the kubeconfig {where} has no context {context!r}: correct kubernetes_context. Contexts there: {', '.join(known)}"
+                ) from None
             raise ClusterError(
-                f"no cluster is set up here: {error}. Inside a cluster the service account of the pod is used, elsewhere {where}: "
-                "put a kubeconfig there, or name one with KUBECONFIG"
+                f"no cluster is set up here: {str(error).rstrip('.')}. Inside a cluster the service account of the pod is used, elsewhere "
+                f"{where}: put a kubeconfig there, or name one with KUBECONFIG"
             ) from None
         except Exception as error:  # a kubeconfig is whatever somebody wrote
-            raise ClusterError(f"the kubeconfig {file or '~/.kube/config'} cannot be used: {type(error).__name__}: {error}") from None
+            raise ClusterError(f"the kubeconfig {named or '~/.kube/config'} cannot be used: {type(error).__name__}: {error}") from None
         return cls(configuration, namespace, **options)
 
     # ---- requests ----
@@ -138,7 +145,7 @@ class Api:
         return f"the cluster {self.host} does not answer ({_short(error)})"
 
     def _once(self, method: str, path: str, query: Query | None, body: Json) -> bytes:
-        response = self._send(method, path, query, body, READ_S)
+        response = self._send(method, path, query, body, self._answer_s)
         try:
             data = response.read()
         except Exception as error:
@@ -163,7 +170,7 @@ class Api:
                 headers=headers,
                 preload_content=False,
                 retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT_S, read=read_s),
+                timeout=urllib3.Timeout(connect=min(CONNECT_S, self._answer_s), read=read_s),
             )
         except urllib3.exceptions.HTTPError as error:
             raise OSError(_short(error)) from error
@@ -350,6 +357,14 @@ def _json(data: bytes) -> Json:
 def _short(error: BaseException) -> str:
     text = str(error.__cause__ or error).rpartition(": ")[2] or str(error)
     return text[:200] or type(error).__name__
+
+
+def _contexts(config: Any, file: str) -> list[str]:
+    """The names of the contexts of a kubeconfig; none if it cannot be read."""
+    try:
+        return [str(each["name"]) for each in config.list_kube_config_contexts(config_file=file)[0]]
+    except Exception:  # it is whatever somebody wrote, and this is only for the message
+        return []
 
 
 def _namespace(found: Any, context: str | None) -> str:
