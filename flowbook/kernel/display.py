@@ -37,6 +37,7 @@ MAX_SHOWN_TASKS = 20  # of one step's outputs
 MAX_IMAGE_CHARS = 4_000_000  # of all images of a run, base64
 LARGE_BYTES = 100_000_000  # artifacts of a run above this are told unasked
 MOST_COMMITS = 1_000  # a run of more tasks is not looked through for large artifacts
+MOST_REQUESTS = 50  # the same where each is a request
 LEAST_CPU_S = 0.05  # less is not worth a word
 LEAST_PHASE_S = 0.05
 DONE = ("succeeded", "failed", "skipped", "stopped")
@@ -448,7 +449,7 @@ def large_note(session: Session, run: Run) -> str:
     made = [t for t, s in run.view.state.tasks.items() if s.state == "succeeded" and s.origin is None and t.part == "body"]
     sizes: dict[tuple[str, str], int] = {}
     try:
-        for task in made if len(made) <= MOST_COMMITS else ():
+        for task in made if len(made) <= (MOST_COMMITS if session.store.mapped else MOST_REQUESTS) else ():
             for name, entry in session.commit(run, task.step, task.index)["artifacts"].items():
                 sizes[task.step, name] = sizes.get((task.step, name), 0) + (entry.get("size") or 0)
         return largest(sizes, LARGE_BYTES).strip().partition("\n")[0]
@@ -524,6 +525,7 @@ class Painter:
         self._last_outputs = ""
         self._pause_s = MIN_INTERVAL_S
         self._note: str | None = None
+        self._old = run.view.ended is not None  # it ended before anybody looked: how large its artifacts are is no news
         self._lasting = ""
         self._lock = threading.Lock()
         self._panel_id = uuid.uuid4().hex
@@ -559,7 +561,7 @@ class Painter:
         with self._lock:
             view = self._run.view
             if view.ended is not None and self._note is None:
-                self._note = large_note(self._session, self._run)
+                self._note = "" if self._old else large_note(self._session, self._run)
                 self._lasting = lasting(self._session, self._run) if self.rich else ""
             note = self._note or ""
             with self._session.engine.changed:
@@ -595,7 +597,7 @@ class Painter:
     def follow(self, run: Run) -> None:
         """Paint another run in the same place: the one that Retry made of this one."""
         with self._lock:
-            self._run, self._painted, self._note, self._lasting = run, (-1, False), None, ""
+            self._run, self._painted, self._note, self._old, self._lasting = run, (-1, False), None, False, ""
         threading.Thread(target=self._loop, name="flowbook-painter", daemon=True).start()
 
     def finish(self) -> None:

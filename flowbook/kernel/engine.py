@@ -56,6 +56,7 @@ class RunView:
         self.ended_at: float | None = None
         self.trouble: str | None = None
         self.watchers: list[Callable[[dict[str, Any]], None]] = []  # hear each event and each hint after it was taken in
+        self.closed = False  # the log that was read ended with the run's end
         self.ended: str | None = None  # succeeded, failed, stopped; "lost" when the engine ended under it
         self._applied = 0  # events so far
         self._skip = 0  # of those that come, so many were applied before

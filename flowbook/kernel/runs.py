@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from flowbook.engine import events
@@ -22,6 +23,7 @@ from flowbook.spec import flow as flows
 from flowbook.spec.amounts import ago_text
 from flowbook.spec.flow import Spec
 from flowbook.store import garbage, journal, layout
+from flowbook.store.base import Store
 
 if TYPE_CHECKING:
     from flowbook.kernel.session import FlowDef, Session
@@ -32,6 +34,7 @@ NEWS_TIMEOUT_S = 0.5  # for an engine to answer
 NEWS_LOG_BYTES = 300_000  # a longer log is not read for the news
 OUTPUT_TAIL = 20_000  # bytes of what a task printed that are shown again
 RECALLED_TASKS = 100
+LISTED_OBJECTS = 4_000  # of one run, in about as many requests as thousands
 
 
 @dataclass
@@ -55,6 +58,24 @@ class Run:
     def command(self, words: str) -> str:
         """A command of `%flow` as a hint: it means this run's flow, whichever is the default."""
         return f"`%flow {words}{self.option}`"
+
+
+class Listed:
+    """Which objects there are, and how large. Where each question is a request, one list of a run answers a thousand."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, dict[str, int]] = {}  # prefix → key → bytes
+
+    def size(self, prefix: str, key: str) -> int:
+        """Of an object below `prefix`, bytes; 0 if it is not there."""
+        if not self._store.mapped:
+            if prefix not in self._known:
+                self._known[prefix] = {each.key: each.size for each in islice(self._store.aged(prefix), LISTED_OBJECTS)}
+            known = self._known[prefix]
+            if key in known or len(known) < LISTED_OBJECTS or key < next(reversed(known)):
+                return known.get(key, 0)
+        return self._store.size(key) if self._store.exists(key) else 0
 
 
 class Runs:
@@ -115,15 +136,15 @@ class Runs:
         return run
 
     def _view(self, spec: Spec) -> RunView:
-        # Engines are asked before the log is read: a run that nobody drives has then ended, or was left open.
-        driven = {} if self.end_of(spec.flow, spec.run) else self._session.engine.driven()
-        view, store = RunView(spec), self._session.store
-        for _, batch in journal.read(store, spec.flow, spec.run):
-            for event in batch:
-                view.apply(event)
-        if view.ended is not None:
+        view = RunView(spec)
+        last = self._read(view, "")
+        path = None
+        if view.ended is None:  # engines are asked before the rest is read: a run that nobody drives has then ended, or was left open
+            path = self._session.engine.driven().get((spec.flow, spec.run))
+            self._read(view, last)
+        view.closed = view.ended is not None
+        if view.closed:
             return view
-        path = driven.get((spec.flow, spec.run))
         try:
             if path is None:
                 raise EngineError(gone(spec.run, self._session.option(spec.flow)))
@@ -131,6 +152,15 @@ class Runs:
         except EngineError:
             view.ended, view.trouble = "lost", gone(spec.run, self._session.option(spec.flow))
         return view
+
+    def _read(self, view: RunView, after: str) -> str:
+        """Take in the log behind the object `after`; the key of the last object."""
+        last = after
+        for key, batch in journal.read(self._session.store, view.spec.flow, view.spec.run, after):
+            last = key
+            for event in batch:
+                view.apply(event)
+        return last
 
     def find(self, run_id: str | int | None = None, flow: str | None = None) -> Run:
         """The run of that number, else the newest: of this kernel, else of the store."""
@@ -161,7 +191,7 @@ class Runs:
         """Take up a run: its names become those of the notebook. One that was left open goes on. Also gives what to tell the user."""
         defined = self._session.flow(flow)
         run = self.find(run_id if run_id is not None else self.newest_open(defined.name), defined.name)
-        if run.view.ended is not None and self.end_of(defined.name, run.id) is None:
+        if run.view.ended is not None and not run.view.closed and self.end_of(defined.name, run.id) is None:
             run.view = self._view(run.spec)  # its engine gave it up, or another one has taken it up meanwhile
         notes = [self._adopt(run)] if run.view.ended == "lost" else []
         if run.view.ended is not None:
@@ -194,18 +224,17 @@ class Runs:
 
     def _recall(self, run: Run) -> None:
         """What ended tasks printed and showed, for the display: of a run that was not followed it is only in the store."""
-        store, view = self._session.store, run.view
+        store, view, there = self._session.store, run.view, Listed(self._session.store)
         for task, state in list(view.state.tasks.items())[:RECALLED_TASKS]:
             key = (task.step, task.index, task.part)
             if state.ended_at is None or key in view.output or key in view.displays:
                 continue
-            origin, there, attempt = view.state.printed_by(task)
-            place = (run.spec.flow, origin, task.step, there, attempt, task.part)
-            printed, shown = layout.output(*place), layout.display(*place)
-            if store.exists(printed):
-                size = store.size(printed)
+            origin, place, attempt = view.state.printed_by(task)
+            prefix, where = layout.run_prefix(run.spec.flow, origin), (run.spec.flow, origin, task.step, place, attempt, task.part)
+            printed, shown = layout.output(*where), layout.display(*where)
+            if size := there.size(prefix, printed):
                 view.output[key] = (store.get_range(printed, max(0, size - OUTPUT_TAIL), size).decode("utf-8", "replace"), size)
-            if store.exists(shown):
+            if there.size(prefix, shown):
                 try:
                     view.displays[key] = list(json.loads(store.get(shown))["frames"])
                 except (ValueError, KeyError, TypeError):

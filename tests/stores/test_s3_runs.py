@@ -172,6 +172,61 @@ def test_a_notebook_s_steps_run_and_their_values_come_into_the_kernel(place, tmp
     assert "rights below s3://tests" in told and "credentials of the environment (AWS_ACCESS_KEY_ID)" in told
 
 
+HERE = """
+    import json, sys
+    from IPython.testing.globalipapp import start_ipython
+    shell = start_ipython()
+    shell.run_line_magic("load_ext", "flowbook")
+
+    def cell(text):
+        result = shell.run_cell(text, store_history=True)
+        result.raise_error()
+        return result.result
+"""
+MADE = """
+    cell("%%flowstep start\\n" + "\\n".join(f"a{i} = {{{i}}}" for i in range(970)) + "\\nitems = list(range(30))\\nprint('made 970')")
+    cell("%%flowstep each --foreach 'item in items'\\nsquare = {item ** 2}")
+    cell("%%flowstep join --join each\\nmost = max(max(t.square) for t in each)")
+    cell("%flow run --wait")
+"""
+TAKEN_UP = """
+    from flowbook.store.s3_client import Client
+    sent, exchange = [], Client._exchange
+    Client._exchange = lambda *given: sent.append(given[1:4]) or exchange(*given)
+
+    def counted(text):
+        sent.clear()
+        found = cell(text)
+        print("\\n" + json.dumps({"text": text, "requests": len(sent), "value": repr(found)[:200], "sent": [" ".join(map(str, each[:2])) for each in sent]}))
+
+    for text in TEXTS:
+        counted(text)
+"""
+
+
+def counted(place, texts, cwd):
+    """What a new kernel on another machine asked of the store for each of these cells, and what the cell gave."""
+    code = textwrap.dedent(HERE) + f"TEXTS = {texts!r}\n" + textwrap.dedent(TAKEN_UP)
+    told = python(
+        {**place, "XDG_CACHE_HOME": str(cwd / "another machine"), "XDG_DATA_HOME": str(cwd / "another data")}, "-c", code, cwd=cwd
+    )
+    found = {one["text"]: one for one in map(json.loads, (line for line in told.splitlines() if line.startswith("{")))}
+    return found | {"said": told}
+
+
+@pytest.mark.parametrize("opens", ["%flow attach 1", "%flow at 1"])
+def test_a_kernel_opens_a_run_of_1000_artifacts_in_5_requests_and_a_preview_takes_one(place, tmp_path, opens):
+    python(place, "-c", textwrap.dedent(HERE) + textwrap.dedent(MADE), cwd=tmp_path)
+    preview = "repr(get_ipython().user_ns['a969'])"
+    found = counted(place, [opens, preview, "a968", "each[7].square"], tmp_path)
+
+    assert found[opens]["requests"] <= 5, found[opens]
+    assert ("made 970" in found["said"]) == ("attach" in opens), "what it printed comes back with its display"
+    assert found[preview]["requests"] <= 1 and "{969}" in found[preview]["value"], found[preview]
+    assert found["a968"]["value"] == "{968}" and found["a968"]["requests"] <= 2, found["a968"]
+    assert found["each[7].square"]["value"] == "{49}", found["each[7].square"]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
