@@ -340,12 +340,35 @@ def test_the_format_of_items_is_the_documented_one(store):
     assert [same(codec.decode(data[a:b]), v) for a, b, v in zip(offsets, offsets[1:], ["a", np.arange(100)], strict=False)] == [True, True]
 
 
-def test_a_task_reads_two_offsets_and_its_own_item():
-    store = Counting(MemoryStore())
-    plan = write_items(store, list(range(1000)))
-    store.read.clear()
+def test_a_task_of_a_bucket_fetches_a_table_and_its_own_item_of_a_large_fan_out():
+    store, fetched = MemoryStore(), []
+    get_range = store.get_range
+    store.get_range = lambda key, first, last: (fetched.append(last - first), get_range(key, first, last))[1]
+    values = [np.full(100_000, i, dtype=float) for i in range(5)]
+    plan = write_items(store, values)
+    body = plan["blobs"][0]
 
-    assert read_item(store, plan, 500) == 500 and len(store.read) == 2
+    assert [same(read_item(store, plan, i), value) for i, value in enumerate(values)] == [True] * 5
+    assert fetched == [len(store.get(layout.blob(body))) // 5] * 5
+    assert len(store.get(layout.blob(plan["items"]))) == 8 + 32 + 5 * 48
+    assert read_item(store, plan, 2).flags.writeable
+    for i in (5, 10**6):
+        with pytest.raises(ArtifactError, match=f"have no item {i}, or are damaged"):
+            read_item(store, plan, i)
+
+
+def test_a_split_item_that_was_changed_is_found_and_the_others_are_read():
+    store = MemoryStore()
+    plan = write_items(store, ["a" * 600_000, "b" * 600_000])
+    key = layout.blob(plan["blobs"][0])
+    store.put(key, store.get(key).replace(b"bbbb", b"bbXb", 1))
+
+    assert read_item(store, plan, 0) == "a" * 600_000
+    with pytest.raises(ArtifactError, match="have no item 1, or are damaged"):
+        read_item(store, plan, 1)
+    store.delete(key)
+    with pytest.raises(StoreMissing):
+        read_item(store, plan, 0)
 
 
 def test_no_items_and_items_of_a_generator(store):

@@ -685,6 +685,11 @@ def _shown(value: Any) -> str:
 
 # ---- the items of a fan-out ------------------------------------------------------------------------------------------
 
+SPLIT_BYTES = 1_000_000  # of items; fewer are fetched by each task with those that are not its own
+SPLIT = b"\xffITEMS1\xff"  # begins the table of split items; a blob of items begins with their number
+_HEAD = len(SPLIT) + 32  # and the address of the items themselves
+_ROW = struct.Struct("<QQ32s")  # first byte, last byte, sha256
+
 
 def write_items(
     store: Store,
@@ -697,7 +702,8 @@ def write_items(
 ) -> dict[str, Json]:
     """Save the items of a fan-out as one blob: the count, items, reprs and ids of a PLAN; "blobs" if items have further ones.
 
-    Raises NotPicklable ("item 3 of rates"), ArtifactError for more than `limit` items, and whatever iterating raises.
+    In a store that cannot be mapped, more than SPLIT_BYTES are two blobs: a table of places and hashes, which the PLAN names, and the
+    items. So a task fetches the table and its own item, and can check both. Raises NotPicklable ("item 3 of rates"), ArtifactError for more than `limit` items, and whatever iterating raises.
     """
     lasting = isinstance(values, (list, tuple, range, str, dict, set, frozenset))
     parts: list[Buffer] = []
@@ -706,6 +712,7 @@ def write_items(
     told: list[str] = []
     blobs: set[str] = set()
     end = 0
+    sums: list[bytes] = []
     for i, value in enumerate(values):
         if i >= limit:
             raise ArtifactError(f"{name} has more than {limit:,} items, the limit of a fan-out; give each task a part of them")
@@ -717,12 +724,25 @@ def write_items(
         told.append(_item_key(value, encoded, main, keys))
         # What an iterator gave may be filled anew for the next item, so its memory is copied now.
         pieces = encoded.parts if lasting else [part if isinstance(part, bytes) else bytes(part) for part in encoded.parts]
-        gap = -encoded.nbytes % codec.ALIGN
-        parts += [*pieces, bytes(gap)]
-        end += encoded.nbytes + gap
+        pieces = [*pieces, bytes(-encoded.nbytes % codec.ALIGN)]
+        parts += pieces
+        if not store.mapped:
+            sums.append(_sha256(pieces))
+        end += codec.aligned(encoded.nbytes)
         blobs |= encoded.blobs
         if i < REPRS and (short := preview.item(value)) is not None:
             reprs.append(short)
+    if end > SPLIT_BYTES and not store.mapped:
+        body = store.put_blob(parts)
+        rows = (_ROW.pack(first, last, sha) for first, last, sha in zip(offsets, [*offsets[1:], end], sums, strict=True))
+        address = store.put_blob([SPLIT, bytes.fromhex(body), *rows])
+        return {
+            "count": len(offsets),
+            "items": address,
+            "reprs": reprs,
+            "ids": "".join(canon.item_ids(told)),
+            "blobs": sorted({*blobs, body}),
+        }
     head = struct.pack("<Q", len(offsets))
     start = codec.aligned(8 * (len(offsets) + 2))
     head += struct.pack(f"<{len(offsets) + 1}Q", *(start + offset for offset in (*offsets, end)))
@@ -741,10 +761,14 @@ def _item_key(value: Any, encoded: codec.Encoded | None, main: codec.Main, keys:
     if key is not None:
         return key
     encoded = encoded or codec.encode(value, main=main, keys=keys, previews=False)
+    return canon.short_hash(_sha256(encoded.parts).hex())
+
+
+def _sha256(parts: Iterable[Buffer]) -> bytes:
     hasher = hashlib.sha256()
-    for part in encoded.parts:
+    for part in parts:
         hasher.update(part)
-    return canon.short_hash(hasher.hexdigest())
+    return hasher.digest()
 
 
 def read_item(
@@ -758,19 +782,27 @@ def read_item(
     keys: codec.Keys | None = None,
     notes: list[str] | None = None,
 ) -> Any:
-    """Item `i` of the fan-out that a PLAN tells of; reads its two offsets and itself. Of a store whose results are signed all items are
-    fetched, into a file of this machine: only the whole can be checked against its address. Raises ArtifactError for damaged data, IndexError for i < 0."""
+    """Item `i` of the fan-out that a PLAN tells of. Raises ArtifactError for damaged data, IndexError for i < 0."""
     name = name or f"item {i}"
     if i < 0:
         raise IndexError(f"no item {i}")
-    key = layout.blob(plan["items"])
-    whole = store.open(key) if store.mapped or store.key_file is not None else None
-    where = whole[8 + 8 * i : 24 + 8 * i] if whole is not None else store.get_range(key, 8 + 8 * i, 24 + 8 * i)
-    first, last = struct.unpack("<2Q", where) if len(where) == 16 else (0, 0)
-    data: Buffer = b""
-    if 8 + 8 * (i + 2) <= first < last:
-        data = whole[first:last] if whole is not None else bytearray(store.get_range(key, first, last))
-    if not data or len(data) != last - first:
+    data = _item_data(store, store.open(layout.blob(plan["items"])), i)
+    if not data:
         raise ArtifactError(f"the stored items have no item {i}, or are damaged. Run the step that made them again (%flow run --fresh).")
     trusted = trust.holds(store, plan)
     return codec.decode(data, name=name, main=main, resolve=resolve, keys=keys, notes=notes, store=store, trusted=trusted)
+
+
+def _item_data(store: Store, whole: memoryview, i: int) -> Buffer:
+    """The bytes of one item out of a blob of items, or by a table of split ones; empty if there is no such item, or it is damaged."""
+    if whole[: len(SPLIT)] == SPLIT:
+        row = whole[_HEAD + _ROW.size * i : _HEAD + _ROW.size * (i + 1)]
+        if len(row) != _ROW.size:
+            return b""
+        first, last, sha = _ROW.unpack(row)
+        data = bytearray(store.get_range(layout.blob(bytes(whole[len(SPLIT) : _HEAD]).hex()), first, last))
+        return data if _sha256([data]) == sha else b""
+    where = whole[8 + 8 * i : 24 + 8 * i]
+    first, last = struct.unpack("<2Q", where) if len(where) == 16 else (0, 0)
+    found = whole[first:last] if 8 + 8 * (i + 2) <= first < last else whole[:0]
+    return found if len(found) == last - first else b""
