@@ -15,7 +15,7 @@ import pytest
 from flowbook.cards import wire
 from flowbook.engine import events
 from flowbook.engine.events import Event, Task
-from flowbook.kernel import panel_data
+from flowbook.kernel import display, panel_data
 from flowbook.kernel.engine import RunView
 from flowbook.kernel.lasting import lasting_html
 from flowbook.kernel.panel_data import Made, PanelData, card_key
@@ -205,6 +205,22 @@ def test_a_pod_tells_what_it_does_before_its_body_runs_and_why_it_does_not_get_o
 
     view.hint(phase(0, "running", queued=0.0, importing=4.5, running=6.0))
     assert data.shown(NOW + 8).steps[1]["phase"] is None and rows(data)["work[0]"]["why"] == "code changed"
+
+
+def test_without_a_panel_the_status_says_the_phase_in_its_place_and_afterwards_how_long_each_took() -> None:
+    data = panel(events.launched(work(0), NOW + 2))
+    run, began = data._run, {"queued": 0.0, "scheduled": 1.0, "pulling": 1.5}
+    run.view.hint(phase(0, "pulling", "the image <b> cannot be pulled", **began))
+    text, page = display.status_text(run, NOW + 9), display.status_html(run, NOW + 9)
+    assert re.search(r"▶ work +pulling +0/4 +7.0 s  1 pulling · the image <b> cannot be pulled$", text, re.MULTILINE), text
+    assert "<span>pulling</span>" in page and "the image &lt;b&gt; cannot be pulled" in page
+
+    run.view.hint(phase(0, "saving", **began, starting=9.0, importing=10.0, running=12.0, saving=13.0))
+    assert re.search(r"▶ work +saving ", display.status_text(run, NOW + 16))
+
+    run.view.apply(events.succeeded(work(0), NOW + 16, began={**began, "starting": 9.0, "importing": 10.0, "running": 12.0}))
+    said = "at most queued 1.0 s, scheduled 0.5 s, pulling 7.5 s, starting 1.0 s, importing 2.0 s"
+    assert said in display.status_text(run, NOW + 16) and said in display.status_html(run, NOW + 16)
 
 
 def test_the_phases_of_a_pod_are_known_when_nobody_followed_it() -> None:
