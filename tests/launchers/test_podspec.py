@@ -419,6 +419,15 @@ PULL = 'failed to pull and unpack image "docker.io/team/base:1": failed to resol
         (
             seen(
                 conditions=[SCHEDULED],
+                state={"waiting": {"reason": "CreateContainerError", "message": "grpc: string field contains invalid UTF-8"}},
+            ),
+            "config",
+            True,
+            "a value of a Secret that the pod takes as variables is no text",
+        ),
+        (
+            seen(
+                conditions=[SCHEDULED],
                 state={"waiting": {"reason": "RunContainerError", "message": 'exec: "python3": executable file not found in $PATH'}},
             ),
             "config",
@@ -438,6 +447,32 @@ def test_why_a_pod_does_not_run(pod: dict[str, Any], kind: str, hopeless: bool, 
 @pytest.mark.parametrize("pod", [seen(), seen(conditions=[SCHEDULED], state=CREATING), seen("Running", [SCHEDULED], {"running": {}})])
 def test_a_pod_on_its_way_waits_for_nothing(pod: dict[str, Any]) -> None:
     assert podstatus.waits_for(pod) is None
+
+
+def event(reason: str, message: str, at: str = "2026-01-01T00:00:01Z") -> dict[str, str]:
+    return {"reason": reason, "message": message, "lastTimestamp": at}
+
+
+@pytest.mark.parametrize(
+    ("events", "hopeless", "told"),
+    [
+        ([event("FailedMount", 'MountVolume.SetUp failed for volume "v" : configmap "models" not found')], True, "the configmap 'models'"),
+        ([event("FailedMount", 'MountVolume.SetUp failed for volume "v" : secret "db" not found')], True, "--secret kubernetes:NAME"),
+        (
+            [event("FailedMount", "timed out", "2026-01-01T00:00:05Z"), event("FailedCreatePodSandBox", "no address left")],
+            False,
+            "its node cannot get the pod ready: timed out",
+        ),
+    ],
+)
+def test_why_a_node_cannot_get_a_pod_ready(events: list[dict[str, str]], hopeless: bool, told: str) -> None:
+    waits = podstatus.held_up(events)
+
+    assert waits is not None and waits.hopeless == hopeless and told in waits.why
+
+
+def test_other_events_hold_nothing_up() -> None:
+    assert podstatus.held_up([event("Unhealthy", "probe failed"), event("BackOff", "pulling")]) is None
 
 
 def ended(code: int, reason: str = "Error", **fields: Any) -> dict[str, Any]:
@@ -471,6 +506,21 @@ def test_how_a_pod_ended(pod: dict[str, Any], deleted: bool, reason: str, again:
     found = podstatus.exit_of(pod, deleted=deleted)
 
     assert (found.reason, found.again) == (reason, again)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ('runc create failed: environment variable value can\'t contain null(\\x00): "FLOWBOOK_SECRET_1_KEY=hunter2"', "is no text"),
+        ('runc create failed: exec: "python3": executable file not found in $PATH', "has no python3 in its path"),
+        ("runc create failed: something else", "the container cannot be made (StartError): runc create failed: something else"),
+    ],
+)
+def test_a_container_that_never_began_is_told_without_the_value_of_a_variable(message: str, told: str) -> None:
+    found = podstatus.exit_of(seen("Failed", state=ended(128, "StartError", message=message)))
+
+    assert (found.reason, found.again) == ("lost", False)
+    assert told in found.message and "hunter2" not in found.message
 
 
 @pytest.mark.parametrize(
@@ -516,6 +566,14 @@ def test_a_pod_without_credentials_says_what_it_lacks() -> None:
 
     assert done.returncode == 78
     assert "no credentials for the store" in done.stderr and "kubernetes_secret" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_role_without_a_token_is_told_as_such(tmp_path: Path) -> None:
+    role = {"AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"), "AWS_ROLE_ARN": "arn:aws:iam::1:role/steps"}
+    done = boot({"store": {**STORE, "endpoint": "http://127.0.0.1:9"}, "runtime": "00" * 32}, role)
+
+    assert done.returncode == 78 and f"the token of its role, {tmp_path / 'token'}, cannot be read" in done.stderr
+    assert "kubernetes_service_account" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_runtime_that_is_not_what_its_address_says_is_not_run(tmp_path: Path) -> None:

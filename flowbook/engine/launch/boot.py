@@ -18,6 +18,7 @@ import time
 import urllib.parse
 
 TRIES = 8
+SERVICE_ACCOUNT = "See to the role of its service account (kubernetes_service_account), or name a Secret with keys in kubernetes_secret."
 BUSY = (429, 500, 502, 503, 504)
 
 
@@ -39,15 +40,42 @@ def ask(place: str, headers: dict, body: bytes | None = None) -> tuple:  # type:
     return answer.status, data
 
 
-def granted(place: str, headers: dict, body: bytes | None = None) -> bytes:  # type: ignore[type-arg]
+def words(data: bytes) -> str:
+    """What an answer of AWS's kind says."""
+    said = data[:2000].decode("utf-8", "replace")
+    if "<Message>" in said:
+        said = ": ".join(said.partition(f"<{tag}>")[2].partition("<")[0] for tag in ("Code", "Message"))
+    return said
+
+
+def granted(who: str, place: str, headers: dict, body: bytes | None = None) -> bytes:  # type: ignore[type-arg]
     """What whoever gives credentials has answered."""
+    why = ""
+    for tried in range(TRIES):
+        try:
+            status, data = ask(place, headers, body)
+            if status == 200:
+                return bytes(data)
+            why = f"refuses it ({status}): {words(data)}"
+            if status not in BUSY:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            why = f"cannot be reached: {error}"
+        time.sleep(min(0.2 * 2**tried, 10))
+    give_up(f"{who} gives this pod no credentials for the store: {place} {why}. {SERVICE_ACCOUNT}")
+    return b""
+
+
+def held(path: str) -> str:
+    """The token in a file that the cluster puts into the pod."""
     try:
-        status, data = ask(place, headers, body)
-    except (OSError, http.client.HTTPException) as error:
-        give_up(f"{place}, which gives this pod its credentials, cannot be reached: {error}")
-    if status != 200:
-        give_up(f"{place} gives this pod no credentials ({status}): " + data[:500].decode("utf-8", "replace"))
-    return bytes(data)
+        with open(path) as file:
+            return file.read().strip()
+    except OSError as error:
+        give_up(
+            f"this pod has no credentials for the store: the token of its role, {path}, cannot be read: {error.strerror}. {SERVICE_ACCOUNT}"
+        )
+    return ""
 
 
 def credentials() -> tuple:  # type: ignore[type-arg]
@@ -55,21 +83,19 @@ def credentials() -> tuple:  # type: ignore[type-arg]
     env = os.environ
     if env.get("AWS_ACCESS_KEY_ID"):
         return env["AWS_ACCESS_KEY_ID"], env.get("AWS_SECRET_ACCESS_KEY", ""), env.get("AWS_SESSION_TOKEN")
-    if env.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
-        with open(env["AWS_WEB_IDENTITY_TOKEN_FILE"]) as file:
-            token = file.read().strip()
+    if env.get("AWS_WEB_IDENTITY_TOKEN_FILE") and env.get("AWS_ROLE_ARN"):
+        token = held(env["AWS_WEB_IDENTITY_TOKEN_FILE"])
         wish = {"Action": "AssumeRoleWithWebIdentity", "Version": "2011-06-15", "RoleSessionName": "flowbook"}
         wish.update(RoleArn=env["AWS_ROLE_ARN"], WebIdentityToken=token)
         place = env.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{env.get('AWS_REGION') or 'us-east-1'}.amazonaws.com/"
         kind = {"Content-Type": "application/x-www-form-urlencoded"}
-        answer = granted(place, kind, urllib.parse.urlencode(wish).encode()).decode()
+        answer = granted(f"the role {env['AWS_ROLE_ARN']}", place, kind, urllib.parse.urlencode(wish).encode()).decode()
         return tuple(answer.partition(f"<{tag}>")[2].partition("<")[0] for tag in ("AccessKeyId", "SecretAccessKey", "SessionToken"))
     if env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
         headers = {}
         if env.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
-            with open(env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"]) as file:
-                headers["Authorization"] = file.read().strip()
-        found = json.loads(granted(env["AWS_CONTAINER_CREDENTIALS_FULL_URI"], headers))
+            headers["Authorization"] = held(env["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"])
+        found = json.loads(granted("the pod's role", env["AWS_CONTAINER_CREDENTIALS_FULL_URI"], headers))
         return found["AccessKeyId"], found["SecretAccessKey"], found.get("Token")
     give_up(
         "this pod has no credentials for the store: neither AWS_ACCESS_KEY_ID nor a role of its service account. "
@@ -115,11 +141,8 @@ def fetch(store: dict, key: str) -> bytes:  # type: ignore[type-arg]
             status, data = ask(*signed(store, key))
             if status == 200:
                 return bytes(data)
-            said = data[:2000].decode("utf-8", "replace")
-            if "<Message>" in said:
-                said = ": ".join(said.partition(f"<{tag}>")[2].partition("<")[0] for tag in ("Code", "Message"))
             if status not in BUSY or tried == TRIES - 1:
-                give_up(f"the store {place} does not give {key} to this pod ({status}): {said}")
+                give_up(f"the store {place} does not give {key} to this pod ({status}): {words(data)}")
         except (OSError, http.client.HTTPException) as error:
             if tried == TRIES - 1:
                 give_up(f"the store {place} cannot be reached from this pod: {error}. Is its address one that pods can use?")

@@ -44,6 +44,7 @@ RECONNECT_S = 2.0  # at most, between two tries to hear a pod: at first its work
 SNAPSHOT_S = 5.0  # between two looks at stored cards, where they cannot come live
 IMAGE_S = 120.0  # for which an image may be refused before the attempt is given up
 QUOTA_S = 5.0  # between two tries while a quota is used up
+EVENTS_S = 2.0  # after which the events of a pod are looked at that its node does not get ready; then ever more rarely
 LEAVING_S = 30.0  # beyond its grace, for which a pod may be on its way out; then its node is taken for dead
 KEPT_PODS = 500  # finished ones of a run; more are removed as it goes
 RUNTIME_S = 6 * 3600.0  # after which the runtime is sent again, or made young: nothing but pods refers to it
@@ -74,6 +75,7 @@ class Pods:
         self._threads = ThreadPoolExecutor(WORKERS, "flowbook-pods")
         self._streams = threading.BoundedSemaphore(streams)
         self._connecting = asyncio.Lock()
+        self._asking = asyncio.Semaphore(4)  # for events; a thousand pods that wait for their images shall not hold up creates
         self._watches: dict[tuple[str, str], Watch] = {}  # (label of a run, namespace)
         self._runtime: str | None = None
         self._runtime_until = 0.0
@@ -336,7 +338,8 @@ class Pod:
         self._spoken = False  # the worker tells its phases itself
         self._failed_told = False
         self._live: Live | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._held: Waits | None = None
+        self._looking: asyncio.Task[None] | None = None
         self.tell("queued")
 
     # ---- what is heard ----
@@ -384,7 +387,7 @@ class Pod:
                 return await self._over()
             deadlines: list[float] = []
             if self.seen is not None:
-                waits = podstatus.waits_for(self.seen)
+                waits = podstatus.waits_for(self.seen) or self._held_up()
                 self._tell_phase(waits)
                 given_up = self._given_up(waits, waiting_since, now, deadlines)
                 if given_up is not None:
@@ -417,6 +420,31 @@ class Pod:
         if not (phase == "starting" and self._spoken):
             self.tell(phase, waits.why if waits is not None else "")
 
+    def _held_up(self) -> Waits | None:
+        """What its node says of a pod that does not get ready there, such as a volume that is not: that stands in events only."""
+        if podstatus.phase_of(self.seen) != "scheduled":
+            self._stop_looking()
+        elif self._looking is None:
+            self._looking = asyncio.create_task(self._look_at_events())
+        return self._held
+
+    async def _look_at_events(self) -> None:
+        path, delay = f"/api/v1/namespaces/{self.namespace}/events", EVENTS_S
+        query = {"fieldSelector": f"involvedObject.uid={self.seen['metadata']['uid']},type=Warning"}
+        with contextlib.suppress(ClusterError):  # without the right to read events it is a hint less
+            while True:
+                await asyncio.sleep(delay)
+                async with self.launcher._asking:
+                    found = await self.launcher.call(self.api.get, path, query)
+                self._held = podstatus.held_up(found["items"])
+                self._changed.set()
+                delay = min(2 * delay, 30.0)
+
+    def _stop_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        self._held = self._looking = None
+
     def _given_up(self, waits: Waits | None, since: dict[str, float], now: float, deadlines: list[float]) -> Exit | None:
         """An Exit if it is no use to wait any longer."""
         if waits is None:
@@ -427,7 +455,8 @@ class Pod:
         if waits.hopeless:
             return Exit("lost", message=waits.why)
         if now >= begun + patience:
-            return Exit("lost", message=f"{waits.why}. It has waited for {patience:.0f} s (kubernetes_pending), and is given up")
+            setting = "" if waits.brief else " (kubernetes_pending)"
+            return Exit("lost", message=f"{waits.why}. It has waited for {patience:.0f} s{setting}, and is given up")
         deadlines.append(begun + patience)
         return None
 
@@ -529,6 +558,7 @@ class Pod:
             self._live = Live(self, self.launcher._streams.release)
 
     def close(self) -> None:
+        self._stop_looking()
         if self._live is not None:
             self._live.close()
 

@@ -2,6 +2,7 @@
 
 phase_of      where it is: queued, scheduled, pulling, starting, ended
 waits_for     why it does not run yet, with the next move; and whether waiting can help at all
+held_up       the same from the events of a pod that has a node, where its status does not tell
 exit_of       how it ended; an attempt's success is not said here, its COMMIT says that
 refused       what a refusal of the API server means (no rights, quota, wrong name, …)
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ PULLS = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnava
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _GONE = re.compile(r"not found|does not exist|manifest unknown|name unknown|repository .* not|invalid reference", re.I)
 _UNAUTHORISED = re.compile(r"unauthori[sz]ed|denied|authentication required|no basic auth|\b401\b|\b403\b", re.I)
+_NO_TEXT = re.compile(r"invalid UTF-8|can't contain null", re.I)  # of variables, as containerd and runc say it; the latter with the value
 _EVICTED = {"Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated", "NodeLost", "NodeAffinity"}
 
 
@@ -85,7 +87,7 @@ def waits_for(pod: Pod) -> Waits | None:
     if reason in PULLS:
         return _not_pulled(image, reason, message)
     if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-        return Waits("config", _not_created(pod, reason, message), reason != "CreateContainerError")
+        return Waits("config", _not_created(pod, reason, message), reason != "CreateContainerError" or _NO_TEXT.search(message) is not None)
     return None
 
 
@@ -139,11 +141,37 @@ def _last_cause(message: str) -> str:
     return (inner[-1] if inner else message).strip()[:300]
 
 
+def held_up(events: Iterable[Mapping[str, Json]]) -> Waits | None:
+    """The last word of a node that cannot get a pod ready. `events`: those of type Warning about that pod."""
+    told = [event for event in events if event.get("reason") in ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")]
+    if not told:
+        return None
+    message = str(max(told, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or "")).get("message") or "")
+    if absent := _absent(message):
+        return Waits("config", absent, True)
+    return Waits("start", f"its node cannot get the pod ready: {message.strip()[:300]}")
+
+
+def _absent(message: str) -> str | None:
+    found = re.search(r'(secret|configmap) "([^"]+)" not found', message)
+    if found is None:
+        return None
+    ways = (
+        "--secret kubernetes:NAME, @kubernetes(secrets=[…], volumes={…}), kubernetes_secret"
+        if found[1] == "secret"
+        else "@kubernetes(volumes={…})"
+    )
+    return f"the pod needs the {found[1]} {found[2]!r}, which its namespace has not. Make it there, or name another ({ways})"
+
+
 def _not_created(pod: Pod, reason: str, message: str) -> str:
-    if found := re.search(r'(secret|configmap) "([^"]+)" not found', message):
-        kind, name = found[1], found[2]
-        named = " (--secret kubernetes:NAME, @kubernetes(secrets=[…]), kubernetes_secret)" if kind == "secret" else ""
-        return f"the pod needs the {kind} {name!r}, which its namespace has not. Make it there, or name another{named}"
+    if absent := _absent(message):
+        return absent
+    if _NO_TEXT.search(message):
+        return (
+            "a value of a Secret that the pod takes as variables is no text (UTF-8 without NUL). "
+            "Keep it in base64, or mount that Secret as files: @kubernetes(volumes={…})"
+        )
     if "runAsNonRoot" in message or "non-root" in message:
         return f"the image wants to run as root, which is not allowed here: {message}. Set kubernetes_user to another user id"
     if "executable file not found" in message or "no such file" in message:
@@ -174,6 +202,8 @@ def exit_of(pod: Pod, *, deleted: bool = False) -> Exit:
     if reason in _EVICTED or disruption.get("status") == "True":
         why = message or str(disruption.get("message") or disruption.get("reason") or reason)
         return Exit("evicted", message=f"the pod was evicted: {why}", again=True)
+    if ended.get("reason") in ("StartError", "ContainerCannotRun"):
+        return Exit("lost", ended.get("exitCode"), message=_not_created(pod, str(ended["reason"]), str(ended.get("message") or "")))
     if ended and ended.get("exitCode") == 0:
         return Exit("ended", 0)
     if deleted or is_leaving(pod):
