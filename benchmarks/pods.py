@@ -32,12 +32,14 @@ from flowbook.engine.launch.apiserver import Api, PodWatch
 from flowbook.store import layout
 from flowbook.store.base import open_store
 from tests.cluster.cluster import Cluster, ClusterError, default_home, let_go, running, up, why_not
-from tests.cluster.optional import fake_node
+from tests.cluster.kube import Kube
+from tests.cluster.optional import ARGO, fake_node
 
 PODS = 40
 PLAYED = 1000  # pods of kwok's
 SETTLE_S = 5.0
 LATENCY_ROUNDS = 3
+ARGO_LIMIT_S = 300.0
 ASKS = {"cpu": "10m", "memory": "64M"}
 FLOW = """
 from flowbook import FlowSpec, resources, step
@@ -53,16 +55,11 @@ class ColdFlow(FlowSpec):
     @resources(cpu=0.01, memory="64MB")
     @step
     def work(self):
-        self.next(self.join)
-
-    @resources(cpu=0.01, memory="64MB")
-    @step
-    def join(self, inputs):
         self.next(self.end)
 
     @resources(cpu=0.01, memory="64MB")
     @step
-    def end(self):
+    def end(self, inputs):
         pass
 
 
@@ -132,21 +129,56 @@ def run(settings: Settings) -> Section:
     )
 
 
-def flowbook(folder: Path, where: Place, pods: int) -> Sample:
+def flowbook(folder: Path, where: Place, pods: int, whole: bool = False) -> Sample:
+    """The fan-out alone, or the whole run: from its start to its end, as its log has them."""
     own = folder / uuid.uuid4().hex
     own.mkdir()
     (own / "cold.py").write_text(textwrap.dedent(FLOW.format(pods=pods)))
     environment = clean_environment(own) | where.environment | {"PYTHONPATH": str(ROOT), "HOME": str(own)}
     command = [sys.executable, "cold.py", "--with", "kubernetes", "run", "--run-id-file", "id"]
+    started = time.time()
     done = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:])
     log = read_log(where, environment, "ColdFlow", (own / "id").read_text().strip())
-    if not log:
-        raise RuntimeError(f"no log of {(own / 'id').read_text()!r}")
+    if whole:
+        return Sample(max(event["at"] for event in log) - started)
     begun = min(event["at"] for event in log if event["e"] == "launched" and event["step"] == "work")
     ended = max(event["at"] for event in log if event["e"] == "succeeded" and event["step"] == "work")
     return Sample(ended - begun)
+
+
+def dag(folder: Path, where: Place, settings: Settings) -> Contest:
+    def peer() -> Sample:
+        if "workflow-controller" not in where.cluster.parts():
+            raise Unavailable("no Argo Workflows here (make cluster WITH=argo)")
+        return argo(where)
+
+    contestants = [Contestant("flowbook: python flow.py run", "results, logs, ends in S3", partial(flowbook, folder, where, 3, True))]
+    contestants.append(Contestant("Argo Workflows 3.7.0, from the create on", "exit codes", peer))
+    return Contest("start → 3-way foreach → join and end, cold: seconds", "s", False, contestants).hold(settings.rounds)
+
+
+def argo(where: Place) -> Sample:
+    """start → 3-way fan-out → end by Argo Workflows: the same image, pods that do nothing."""
+    kube = Kube(where.cluster.kubeconfig, ARGO)
+    name = f"bench-{uuid.uuid4().hex[:6]}"
+    step = {"name": "step", "inputs": {"parameters": [{"name": "i", "value": "0"}]}}
+    step["container"] = {"image": where.cluster.image, "command": ["python3", "-c", "pass"], "resources": {"requests": ASKS}}
+    fan = {"name": "work", "template": "step", "dependencies": ["start"], "withItems": ["0", "1", "2"]}
+    fan["arguments"] = {"parameters": [{"name": "i", "value": "{{item}}"}]}
+    tasks = [{"name": "start", "template": "step"}, fan, {"name": "end", "template": "step", "dependencies": ["work"]}]
+    spec = {"entrypoint": "main", "serviceAccountName": "default", "templates": [{"name": "main", "dag": {"tasks": tasks}}, step]}
+    started = time.time()
+    kube.create({"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": name}, "spec": spec})
+    while True:
+        status = kube.get("workflow", name).get("status", {})
+        if status.get("phase") == "Succeeded":
+            kube.delete("workflow", name)
+            return Sample(time.time() - started)
+        if status.get("phase") in ("Failed", "Error") or time.time() > started + ARGO_LIMIT_S:
+            raise Unavailable(f"the workflow is {status.get('phase')}: {status.get('message', '')}")
+        time.sleep(0.2)
 
 
 def read_log(where: Place, environment: dict[str, str], flow: str, run_id: str) -> list[dict[str, Any]]:
