@@ -262,7 +262,7 @@ def test_what_a_log_says_of_phases_that_cannot_be_harms_nothing(began: Any) -> N
 
 
 def test_that_a_pod_asks_for_less_than_its_step_is_said() -> None:
-    note = "its pod asks for 0.01 of its cpu, memory and disk (kubernetes_scale)"
+    note = "pods get 0.01 of the cpu, memory and disk asked for (kubernetes_scale)"
     data = panel(events.launched(work(0), NOW + 2, notes=[note]), events.launched(work(1), NOW + 2, notes=[note]))
 
     assert data.shown(NOW + 3).steps[1]["note"].count(note) == 1

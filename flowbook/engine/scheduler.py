@@ -915,7 +915,7 @@ def _ask(state: RunState, task: Task) -> Resources:
 
 def _scaled(scale: float) -> tuple[str, ...]:
     """What is said of a pod that does not get what its step asks for."""
-    return () if scale == 1 else (f"its pod asks for {scale:g} of its cpu, memory and disk (kubernetes_scale)",)
+    return () if scale == 1 else (f"pods get {scale:g} of the cpu, memory and disk asked for (kubernetes_scale)",)
 
 
 def _facts(state: RunState, task: Task, commit: Json) -> dict[str, Json]:

@@ -166,6 +166,13 @@ def test_phases_are_told_in_their_order(stage: Stage) -> None:
     assert set(told) <= began.keys() and list(began.values()) == sorted(began.values()), "for those who did not follow it"
 
 
+def test_that_a_setting_scales_the_asks_is_told_with_each_launch(stage: Stage) -> None:
+    stage.drive(cell("start", "x = 1", resources=Resources(cpu=0.1, memory_mb=256)), settings={"scale": 0.5})
+
+    told = [event["notes"] for event in stage.log() if event["e"] == "launched"]
+    assert told == [["pods get 0.5 of the cpu, memory and disk asked for (kubernetes_scale)"]]
+
+
 def test_nothing_is_left_in_the_cluster_when_a_run_has_ended(stage: Stage) -> None:
     stage.drive(*sweep(2))
 
