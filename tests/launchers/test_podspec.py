@@ -203,7 +203,7 @@ def test_what_kubernetes_says_is_in_the_pod() -> None:
         "tolerations": [{"key": "x", "operator": "Exists"}],
         "labels": {"team": "vision"},
         "annotations": {"note": "long text here"},
-        "image_pull_secrets": ["registry"],
+        "image_pull_secrets": "registry",
         "image_pull_policy": "Always",
         "persistent_volume_claims": {"data": "/data"},
         "volumes": {"/models": {"configMap": {"name": "models"}}},
@@ -299,6 +299,17 @@ def step(kubernetes: Any = None, **options: Any) -> Step:
         (step({"namespace": "Team A"}), "'Team A' is no name in Kubernetes"),
         (step({"service_account": "a_b"}), "'a_b' is no name in Kubernetes"),
         (step({"secrets": ["A B"]}), "no name of a Secret"),
+        (step({"secrets": 5}), "@kubernetes(secrets=5) cannot be used"),
+        (step({"image_pull_policy": "Often"}), "@kubernetes(image_pull_policy='Often') cannot be used"),
+        (step({"tolerations": {"key": "a"}}), "@kubernetes(tolerations={'key': 'a'}) cannot be used"),
+        (step({"persistent_volume_claims": ["data"]}), "@kubernetes(persistent_volume_claims=['data']) cannot be used"),
+        (step({"volumes": {"models": {"emptyDir": {}}}}), "cannot be used"),
+        (step({"volumes": {"/models": "models"}}), "cannot be used"),
+        (step({"tmpfs_size": "big"}), "@kubernetes(tmpfs_size='big') cannot be used"),
+        (step({"tmpfs_path": "fast"}), "@kubernetes(tmpfs_path='fast') cannot be used"),
+        (step({"service_account_token": "no"}), "@kubernetes(service_account_token='no') cannot be used"),
+        (step({"security_context": "root"}), "@kubernetes(security_context='root') cannot be used"),
+        (step({"template": "pod.yaml"}), "@kubernetes(template='pod.yaml') cannot be used"),
         (step({"labels": {"team": "a b"}}), "Kubernetes takes no 'team' = 'a b' in labels"),
         (step({"node_selector": "pool"}), "in node_selector"),
         (step(image="python 3"), "'python 3' is no name of an image"),
@@ -309,6 +320,15 @@ def test_what_cannot_be_is_said_before_a_pod_is_made(wrong: Step, told: str) -> 
     found = findings([wrong], Cluster(), {"API_TOKEN": "hf_" + "x" * 30})
 
     assert len(found) == 1 and told in str(found[0]) and found[0].remedy
+
+
+@pytest.mark.parametrize("name", podspec._SHAPES)
+def test_an_argument_of_a_wrong_form_is_told_with_an_example_and_no_pod_of_it_is_shown(name: str) -> None:
+    wrong = step({name: {"1": 2}} if name not in ("security_context", "template") else {name: [1]})
+
+    assert f"Write {name}=" in str(findings([wrong], Cluster(), {})[0])
+    with pytest.raises(DefinitionError, match="cannot be used"):
+        shown_pod("demo", "train", wrong.options, {}, {})
 
 
 def test_a_step_on_this_machine_is_none_of_the_clusters_business() -> None:

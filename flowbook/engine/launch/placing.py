@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowbook.engine.launch.podspec import Ask, Cluster, asked, findings, hub_image, in_cluster, manifest, pod_of
+from flowbook.engine.launch.podspec import Ask, Cluster, asked, findings, hub_image, in_cluster, manifest, misshapen, pod_of
 from flowbook.errors import DefinitionError, Finding, SettingError
 from flowbook.spec.flow import Options, Spec
 from flowbook.store import package
@@ -84,7 +84,9 @@ def placed(
 
 
 def shown_pod(flow: str, step: str, options: Options, settings: Mapping[str, Json] | None, environ: Mapping[str, str]) -> str:
-    """The pod of a step's first task as it would be created, as JSON; boot.py and the store's words are left out."""
+    """The pod of a step's first task as it would be created, as JSON; boot.py and the store's words are left out. Raises DefinitionError."""
+    if wrong := misshapen(step, options):
+        raise DefinitionError(*wrong)
     told = dict(settings or {})
     cluster = Cluster.read({"image": hub_image(environ), **told})
     python = f"{sys.version_info.major}.{sys.version_info.minor}"

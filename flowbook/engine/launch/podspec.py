@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,7 +157,54 @@ def findings(steps: Iterable[Step], cluster: Cluster, environ: Mapping[str, str]
     return [finding for step in steps if in_cluster(step.options) for finding in _findings(step, cluster, environ, yes)]
 
 
+def _is_path(given: Json) -> bool:
+    return isinstance(given, str) and given.startswith("/")
+
+
+def _are_names(given: Json) -> bool:
+    return isinstance(given, str) or (isinstance(given, list) and all(isinstance(each, str) for each in given))
+
+
+_SHAPES: dict[str, tuple[Callable[[Json], bool], str]] = {
+    "secrets": (_are_names, '["db"]'),
+    "image_pull_secrets": (_are_names, '["registry"]'),
+    "image_pull_policy": (lambda given: given in ("Always", "IfNotPresent", "Never"), '"Always", "IfNotPresent" or "Never"'),
+    "tolerations": (
+        lambda given: isinstance(given, list) and all(isinstance(each, dict) for each in given),
+        '[{"key": "dedicated", "operator": "Exists"}]',
+    ),
+    "persistent_volume_claims": (lambda given: isinstance(given, dict) and all(map(_is_path, given.values())), '{"claim": "/data"}'),
+    "volumes": (
+        lambda given: isinstance(given, dict) and all(_is_path(path) and isinstance(each, dict) for path, each in given.items()),
+        '{"/models": {"configMap": {"name": "models"}}}',
+    ),
+    "use_tmpfs": (lambda given: isinstance(given, bool), "True"),
+    "tmpfs_size": (lambda given: type(given) is int and given > 0, "512 (MiB)"),
+    "tmpfs_path": (_is_path, '"/fast"'),
+    "spot": (lambda given: isinstance(given, bool), "True"),
+    "service_account_token": (lambda given: isinstance(given, bool), "True"),
+    "executable": (lambda given: isinstance(given, str), '"/opt/conda/bin/python"'),
+    "gpu_vendor": (lambda given: isinstance(given, str), '"nvidia"'),
+    "security_context": (lambda given: isinstance(given, dict), '{"readOnlyRootFilesystem": True}'),
+    "template": (lambda given: isinstance(given, dict), '{"spec": {"priorityClassName": "low"}}'),
+}
+"""Argument of @kubernetes → whether a value has the form of one, and an example. What is missing here is looked at below."""
+
+
+def misshapen(step: str, options: Options) -> list[Finding]:
+    """Arguments of @kubernetes from which no pod can be made."""
+    own = json.loads(dict(options.extra).get("kubernetes", "{}"))
+    return [
+        Finding(f"step {step}", f"@kubernetes({name}={own[name]!r}) cannot be used", f"Write {name}={example}.")
+        for name, (fits, example) in _SHAPES.items()
+        if own.get(name) is not None and not fits(own[name])
+    ]
+
+
 def _findings(step: Step, cluster: Cluster, environ: Mapping[str, str], yes: bool) -> Iterator[Finding]:
+    if wrong := misshapen(step.name, step.options):
+        yield from wrong
+        return
     own, where = json.loads(dict(step.options.extra)["kubernetes"]), f"step {step.name}"
     gpus = asked(step.options).gpu
     if gpus > cluster.max_gpus and not yes:
@@ -182,7 +229,9 @@ def _findings(step: Step, cluster: Cluster, environ: Mapping[str, str], yes: boo
     for name, given in step.options.env:
         if given is None and looks_secret(name, environ.get(name, "")):
             what = f"--env {name} would write a secret into the pod, where others can read it"
-            yield Finding(where, what, f"Put {name} into a Secret of the cluster, and name that: --secret kubernetes:NAME.")
+            yield Finding(
+                where, what, f"Put {name} into a Secret of the cluster, and name that: --secret kubernetes:NAME (@secrets(sources=[…]))."
+            )
 
 
 def _pairs(own: Mapping[str, Json]) -> Iterator[tuple[str, str, str]]:
@@ -380,7 +429,7 @@ def _spec(ask: Ask, cluster: Cluster) -> dict[str, Json]:
     if account := own.get("service_account") or cluster.service_account:
         spec["serviceAccountName"] = account
     if own.get("image_pull_secrets"):
-        spec["imagePullSecrets"] = [{"name": name} for name in own["image_pull_secrets"]]
+        spec["imagePullSecrets"] = [{"name": name} for name in _names(own["image_pull_secrets"])]
     if own.get("node_selector"):
         spec["nodeSelector"] = _selector(own["node_selector"])
     if terms := _terms(ask, tier):
