@@ -114,6 +114,16 @@ def test_secrets_are_not_captured(book: Notebook) -> None:
     assert "api_key" in said and "--env" in said and "abcdefgh" not in said
 
 
+def test_a_secret_of_a_cluster_is_not_there_on_this_machine(book: Notebook) -> None:
+    book.ok("%%flowstep load --secret kubernetes:db\nx = 1")
+    said = book.fails("%flow run")
+
+    assert "kubernetes:db is a Secret of a cluster, and this step runs on this machine" in said and "--with kubernetes" in said
+    assert '"secretRef"' in book.ok("%flow show load --pod").text and "no name of a Secret" in book.fails(
+        "%%flowstep b --secret kubernetes:A_B\n1"
+    )
+
+
 def test_a_failure_shows_the_users_own_traceback_with_cell_and_line(book: Notebook) -> None:
     book.ok("def ratio(a, b):\n    # a helper of another cell\n    return a / b")
     book.ok("%%flowstep start\nxs = [1, 0, 2]")
