@@ -37,6 +37,9 @@ class Real:
     def evict(self, name: str) -> None:
         self.namespace.kube.run("delete", "pod", name, "--grace-period=1", "--wait=false")
 
+    def secret(self, name: str, keys: dict[str, str]) -> None:
+        make_secret(self.namespace, name, keys)
+
 
 def new_bucket(cluster: Cluster) -> S3:
     """An empty bucket of a cluster of our own."""

@@ -24,12 +24,11 @@ import pytest
 
 from flowbook.engine.launch import kubernetes, podspec
 from flowbook.spec.flow import Card, Retry
-from flowbook.spec.secrets import parse_source
 from tests.cluster.cluster import S3, Cluster, Namespace
 from tests.cluster.conftest import not_here
 from tests.cluster.stages import credentials, environ_of, here, make_secret, new_bucket, stage_on
 from tests.cluster.test_cluster import pod
-from tests.launchers.stage import SMALL, Stage, cell, until
+from tests.launchers.stage import SMALL, Stage, cell, named, until
 
 pytestmark = pytest.mark.slow
 
@@ -93,10 +92,6 @@ def driven_and_seen(stage: Stage, namespace: Namespace, *steps: Any, **fields: A
 # ---- Secrets of the cluster -------------------------------------------------------------------------------------------------
 
 
-def secret(*sources: str) -> dict[str, Any]:
-    return {"secrets": tuple(parse_source(source).to_text() for source in sources)}
-
-
 def test_the_keys_of_a_secret_are_variables_of_the_body_and_no_value_is_written_anywhere(stage: Stage, namespace: Namespace) -> None:
     make_secret(namespace, "db", {"DB_USER": "ann", "DB_PASSWORD": PASSWORD})
     body = """
@@ -107,7 +102,7 @@ print("connected")
 card.metric("rows", 7)
 """
     seen = driven_and_seen(
-        stage, namespace, cell("start", body, saves="user digest carriers", cards=(Card("blank"),), **secret("kubernetes:db"))
+        stage, namespace, cell("start", body, saves="user digest carriers", cards=(Card("blank"),), secrets=named("kubernetes:db"))
     )
 
     assert stage.log()[-1]["state"] == "succeeded", stage.log()
@@ -117,13 +112,6 @@ card.metric("rows", 7)
     keys = list(stage.store.list(""))
     assert len(keys) > 5 and not [key for key in keys if PASSWORD.encode() in stage.store.get(key)]
     assert PASSWORD not in json.dumps(seen) and PASSWORD not in json.dumps(stage.said)
-
-
-def test_a_secret_that_is_not_there_is_named_at_once(stage: Stage) -> None:
-    stage.drive(cell("start", "print('ran')", **secret("kubernetes:nowhere")))
-
-    message = stage.error("start")["message"]
-    assert "the pod needs the secret 'nowhere', which its namespace has not" in message and "--secret kubernetes:NAME" in message, message
 
 
 @pytest.mark.parametrize(
@@ -141,7 +129,7 @@ def test_a_secret_that_cannot_be_variables_is_told_without_its_value(
 ) -> None:
     name = f"odd-{['no variable', 'taken', 'no text', 'nul'].index(request.node.callspec.id)}"
     make_secret(namespace, name, keys)
-    stage.drive(cell("start", "print('ran')", **secret(f"kubernetes:{name}")))
+    stage.drive(cell("start", "print('ran')", secrets=named(f"kubernetes:{name}")))
 
     message = stage.error("start")["message"]
     assert told in message and PASSWORD not in message, message

@@ -128,6 +128,9 @@ class FakeCluster:
             killer.daemon = True
             killer.start()
 
+    def secret(self, name: str, keys: dict[str, str]) -> None:
+        self.secrets[name] = keys
+
     def names(self) -> list[str]:
         with self.lock:
             return list(self.pods)
@@ -188,13 +191,13 @@ class FakeCluster:
 
     def _run(self, name: str, pod: Json, container: Json) -> None:
         home = Path(tempfile.mkdtemp(prefix="pod-", dir=self.folder))
-        named = [each["secretRef"]["name"] for each in container.get("envFrom", ())]
-        lacking = next((secret for secret in named if secret not in self.secrets), None)
+        named = [(each["secretRef"]["name"], each.get("prefix", "")) for each in container.get("envFrom", ())]
+        lacking = next((secret for secret, _ in named if secret not in self.secrets), None)
         if lacking is not None:
             waiting = {"reason": "CreateContainerConfigError", "message": f'secret "{lacking}" not found'}
             self._update(name, containerStatuses=[{"name": "step", "state": {"waiting": waiting}}])
             return
-        env = {key: value for secret in named for key, value in self.secrets[secret].items()}
+        env = {prefix + key: value for secret, prefix in named for key, value in self.secrets[secret].items()}
         env |= {each["name"]: each["value"] for each in container["env"]}
         env = {"PATH": os.environ["PATH"], **env, "HOME": str(home), "TMPDIR": str(home / "tmp")}
         command = [PYTHON if container["command"][0] == "python3" else container["command"][0], *container["command"][1:]]

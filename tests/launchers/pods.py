@@ -12,7 +12,7 @@ import pytest
 from flowbook.engine.launch import kubernetes
 from flowbook.spec.flow import Card, Resources, Retry
 from flowbook.store import layout
-from tests.launchers.stage import Stage, cell, sweep, until
+from tests.launchers.stage import Stage, cell, named, sweep, until
 
 
 def test_steps_in_a_line_run_in_pods_and_their_results_come_back(stage: Stage) -> None:
@@ -124,6 +124,22 @@ def test_an_ask_that_no_node_has_is_told_while_it_waits_and_given_up_in_the_end(
     assert why and "no node for cpu 900" in why[0] and "Insufficient cpu" in why[0]
     error = stage.error("start")
     assert error["reason"] == "lost" and "no node for cpu 900" in error["message"] and "kubernetes_pending" in error["message"]
+
+
+def test_the_keys_of_secrets_of_the_cluster_are_variables_of_the_body(stage: Stage) -> None:
+    stage.cluster.secret("db", {"DB_USER": "ann", "DB_PORT": "5432"})
+    stage.cluster.secret("keys", {"TOKEN": "t"})
+    body = "import os\nfound = [os.environ[name] for name in ('DB_USER', 'DB_PORT', 'TOKEN')]"
+    stage.drive(cell("start", body, saves="found", secrets=named("kubernetes:keys", "kubernetes:db")))
+
+    assert stage.value("found", "start") == ["ann", "5432", "t"]
+
+
+def test_a_secret_that_the_cluster_has_not_is_named_at_once(stage: Stage) -> None:
+    stage.drive(cell("start", "print('ran')", secrets=named("kubernetes:nowhere")))
+
+    message = stage.error("start")["message"]
+    assert "the pod needs the secret 'nowhere', which its namespace has not" in message and "--secret kubernetes:NAME" in message, message
 
 
 def test_a_namespace_that_is_not_there_is_named(stage: Stage) -> None:

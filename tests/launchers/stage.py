@@ -16,6 +16,7 @@ from flowbook.engine import events
 from flowbook.engine.launch.kubernetes import Pods
 from flowbook.engine.scheduler import Machine, Place, Run
 from flowbook.spec.flow import Foreach, Input, Options, Resources, Spec, Step, to_json
+from flowbook.spec.secrets import parse_source
 from flowbook.store import layout, results, trust
 from flowbook.store.base import Store
 
@@ -29,6 +30,7 @@ class Cluster(Protocol):
 
     def names(self) -> list[str]: ...
     def evict(self, name: str) -> None: ...
+    def secret(self, name: str, keys: dict[str, str]) -> None: ...
 
 
 class Stage:
@@ -125,6 +127,11 @@ def cell(name: str, source: str, reads: str = "", saves: str = "", kubernetes: J
     inputs = tuple(Input(word.split(":")[0], (word.split(":")[1],)) for word in reads.split())
     names = tuple(saves.split())
     return Step(name, source, f"<{name}>", f"Cell {name}", Options(**options), inputs=inputs, saves=names, certain=names, **fields)
+
+
+def named(*sources: str) -> tuple[str, ...]:
+    """Sources of secrets, as a step's options hold them."""
+    return tuple(parse_source(source).to_text() for source in sources)
 
 
 def sweep(width: int, body: str = "y = x * 10", saves: str = "y", **options: Any) -> tuple[Step, Step, Step]:
