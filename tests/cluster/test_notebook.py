@@ -201,20 +201,40 @@ def pods(namespace: Namespace) -> list[str]:
     return [pod["metadata"]["name"] for pod in namespace.kube.get("pods")["items"]]
 
 
+DIES = """
+import os, signal
+from flowbook import current
+
+epochs_trained = 0
+
+def train_one_epoch():
+    global epochs_trained
+    if epochs_trained == 45 and not current.retry_count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    epochs_trained += 1
+    print(f"epoch {epochs_trained} of attempt {current.retry_count + 1}", flush=True)
+"""
+
+
 @pytest.mark.parametrize(
-    ("flow", "says"),
-    [("train_flow", "Training complete. Accuracy: 0.991"), ("card_flow", "CardFlow"), ("checkpoint_flow", "CheckpointFlow")],
+    ("flow", "training", "says"),
+    [
+        ("train_flow", None, "Training complete. Accuracy: 0.991"),
+        ("card_flow", None, "CardFlow"),
+        ("checkpoint_flow", DIES, "epoch 50 of attempt 2"),
+    ],
     ids=["train", "card", "checkpoint"],
 )
 def test_the_seeds_flows_run_in_pods_from_the_command_line(
-    flow: str, says: str, told: dict[str, str], cluster: Cluster, namespace: Namespace, tmp_path: Path
+    flow: str, training: str | None, says: str, told: dict[str, str], cluster: Cluster, namespace: Namespace, tmp_path: Path
 ) -> None:
-    for name in (f"{flow}.py", "training.py"):
-        (tmp_path / name).write_bytes((SEED / name).read_bytes())
+    (tmp_path / f"{flow}.py").write_bytes((SEED / f"{flow}.py").read_bytes())
+    (tmp_path / "training.py").write_text(training or (SEED / "training.py").read_text())
     environ = here(namespace, tmp_path, {**told, "FLOWBOOK_KUBERNETES_IMAGE": cluster.image, "FLOWBOOK_KUBERNETES_SCALE": "0.02"})
     command = [sys.executable, f"{flow}.py", "--with", "kubernetes", "run"]
     with cluster.fitted(gpus=1, labels={podspec.GPU_NAME: "l4"}):
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=1_500)
 
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 1 of attempt 2" not in done.stdout, "it went on from its checkpoint in the bucket"
     assert says in done.stdout and "kubernetes_scale" in done.stdout + done.stderr, done.stdout + done.stderr
