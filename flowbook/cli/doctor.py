@@ -52,7 +52,7 @@ def _checks(place: Place, given: argparse.Namespace) -> list[Check]:
     found = [
         *machine.checks(settings.warnings),
         *storage.checks(store, settings.keep_runs, verify=given.verify),
-        Check("engine", "what killed engines left", partial(_left_over, store), None),
+        Check("engine", "what killed engines left", partial(_left_over, store)),
     ]
     why = left_out(settings, os.environ, asked=given.pod or bool(given.withs))
     if why is not None or settings.cluster is None:

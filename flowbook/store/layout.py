@@ -18,7 +18,7 @@
     flows/FLOW/RUN/STEP/TASK/checkpoints/K/HASH         a piece of the checkpoints that attempt K made, by content
     index/FLOW/runs.json                    every ended run at a glance; can be made again, see glance.py
     index/FLOW/tags/RUN.000003              says that the tags of a run were changed, or are about to be
-    probes/NAME/N                           objects with which `%flow doctor` tries the store, removed at once
+    probes/NAME/N                           objects with which `%flow doctor` tries the store, removed at once; of its pod, a store of its own
     blobs/HH/HASH                           artifacts, items, code, by content (sha256 in hex)
 
 A step name has no dot, so none of the names with run. can meet one. FLOW, STEP and RUN are identifiers checked at definition; no other part of a key comes from a user.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -102,9 +102,7 @@ class Look:
 
     @property
     def spec(self) -> Spec:
-        return Spec(
-            FLOW, RUN, (self.step,), sources={self.step.filename: {"label": STEP, "source": BODY}}, python=platform.python_version()
-        )
+        return Spec(FLOW, RUN, (self.step,), sources={self.step.filename: {"label": STEP, "source": BODY}}, python=_python())
 
     @property
     def ask(self) -> podspec.Ask:
@@ -112,7 +110,7 @@ class Look:
         from flowbook.engine.launch.kubernetes import place_of
 
         options = self.step.options
-        pod = podspec.pod_of(options, platform.python_version())
+        pod = podspec.pod_of(options, _python())
         return podspec.Ask(FLOW, self.name, STEP, store=place_of(self.store), resources=podspec.asked(options), **pod)
 
     # ---- the checks, in their order ------------------------------------------------------------------------------------------
@@ -267,6 +265,11 @@ class Look:
             return self.api.get(f"/api/v1/namespaces/{self.namespace}/{kind}/{name}")
         except Refused:
             return None
+
+
+def _python() -> str:
+    """As a run tells it."""
+    return sys.version.split()[0]
 
 
 def options_of(withs: list[str]) -> Options:

@@ -142,7 +142,8 @@ def fetch(store: dict, key: str) -> bytes:  # type: ignore[type-arg]
             if status == 200:
                 return bytes(data)
             if status not in BUSY or tried == TRIES - 1:
-                give_up(f"the store {place} does not give {key} to this pod ({status}): {words(data)}")
+                mend = "" if status in BUSY else " Look at the credentials that pods get (kubernetes_secret, kubernetes_service_account)."
+                give_up(f"the store {place} does not give {key} to this pod ({status}): {words(data).rstrip('.')}.{mend}")
         except (OSError, http.client.HTTPException) as error:
             if tried == TRIES - 1:
                 give_up(f"the store {place} cannot be reached from this pod: {error}. Is its address one that pods can use?")
