@@ -317,6 +317,12 @@ def test_each_phase_of_a_pod_is_told_by_a_bar_of_its_own_and_by_a_word(alone: Pa
     facts = page.locator(".fbp-facts").inner_text().split()
     assert [word for word in facts if word in PHASES] == PHASES
 
+    page.get_by_role("tab", name="work").first.click()
+    assert page.locator(".fbp-sweep tbody .fbp-state").all_inner_texts() == [*PHASES, "succeeded"]
+    drawn_as = page.locator(".fbp-sweep tbody .fbp-state svg").evaluate_all("all => all.map(one => one.classList[1])")
+    assert drawn_as == ["fbp-is-launched"] * 5 + ["fbp-is-running"] * 2 + ["fbp-is-succeeded"]
+    page.get_by_role("tab", name="Timeline").click()
+
     looks = page.locator(".fbp-legend i")
     for name, media, dark in (("light", "none", False), ("dark", "none", True), ("forced", "active", False)):
         page.emulate_media(forced_colors=media)  # type: ignore[arg-type]
