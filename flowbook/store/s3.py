@@ -483,6 +483,7 @@ class S3Store:
         self.client.send("PUT", path, headers=headers, body=[text], fine=(412,))
         again = self.client.send("PUT", path, headers=headers, body=[text], fine=(412,))
         if again.status != 412:
+            self.client.send("DELETE", path, fine=(403,))  # else the next process takes the store for one that is in order
             bucket = self.client.bucket
             raise s3_errors.no_conditions(bucket.name, bucket.endpoint, "it takes such a request and overwrites what is there")
         self._check_format()

@@ -151,7 +151,7 @@ class Look:
             yield Found("bad", podstatus.refused(refused.code, refused.body, "ask the cluster", self.namespace).message)
             return
         except ClusterError as error:
-            yield Found("bad", str(error), f"Is its address right in {self._by}, is it up, and the network to it (VPN, proxy)?")
+            yield Found("bad", str(error))
             return
         if numbers(version)[:2] < OLDEST:
             yield Found("warn", f"Kubernetes {version} is older than flowbook is tried with ({TRIED})", "Some findings below may be wrong.")

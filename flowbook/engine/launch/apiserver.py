@@ -32,6 +32,7 @@ CONNECT_S, READ_S = 10.0, 60.0
 WATCH_S = 300  # after which the server ends a watch, and it is begun anew
 SILENT_S = 90.0  # a watch that says nothing for so long is dead: bookmarks come every minute
 LONGEST_WAIT_S = 30.0
+LOOK = "look at its address in the kubeconfig, and at the network to it (VPN, proxy)"  # where it never answered
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -63,7 +64,7 @@ class Api:
 
         configuration.connection_pool_maxsize = workers
         self._configuration, self.namespace, self._patience_s, self.trouble = configuration, namespace, patience_s, trouble
-        self._answer_s = answer_s
+        self._answer_s, self._reached = answer_s, False
         self._pool: Any = rest.RESTClientObject(configuration).pool_manager
         self.host: str = configuration.host
 
@@ -132,9 +133,9 @@ class Api:
                 why = self._unreachable(error)
             pause = max(wait_s or 0.0, delay * random.uniform(0.75, 1.25))
             if time.monotonic() + pause > until:
-                raise ClusterError(f"{why}; given up after {self._patience_s:.0f} s")
+                raise ClusterError(f"{why}; given up after {self._patience_s:.0f} s" + ("" if self._reached else f": {LOOK}"))
             troubled = True
-            self.trouble(f"{why}. It is asked again; what runs goes on")
+            self.trouble(f"{why}. It is asked again" + ("; what runs goes on" if self._reached else f": {LOOK}"))
             time.sleep(pause)
             delay = min(2 * delay, LONGEST_WAIT_S)
 
@@ -146,6 +147,7 @@ class Api:
 
     def _once(self, method: str, path: str, query: Query | None, body: Json) -> bytes:
         response = self._send(method, path, query, body, self._answer_s)
+        self._reached = True
         try:
             data = response.read()
         except Exception as error:
