@@ -546,6 +546,10 @@ def test_a_store_in_a_bucket_needs_no_cluster_unless_one_is_asked_for(
     code, text = doctor(capsys, "--pod")
     assert code == 1 and "✗ no cluster is set up here" in text and "~/.kube/config" in text, text
 
+    with monkeypatch.context() as patch:  # a pod without a token, as those of steps are
+        patch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        assert "✓ no cluster is set up here" in doctor(capsys)[1]
+
     (home / ".kube").mkdir()
     shutil.copy(doctored.fake.kubeconfig, home / ".kube/config")
     assert "✓ cluster http://127.0.0.1" in doctor(capsys)[1]

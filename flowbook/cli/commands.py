@@ -200,7 +200,7 @@ _TABLE = (
     Command("test", "Run one step alone; nothing is kept.", "single:test", _test, parameters=True),
     Command("package", "The code that goes along with a run.", "look:package", _package),
     Command("gc", "Remove old runs, and data that nothing refers to.", "change:gc", _gc, loose=True),
-    Command("doctor", "Does all that flowbook needs work: store, cluster, rights?", "doctor:doctor", _doctor, loose=True),
+    Command("doctor", "Whether all that flowbook needs works here: store, cluster, rights, image.", "doctor:doctor", _doctor, loose=True),
     Command("export", "Write the flow of a notebook as a flow file.", "change:export", _export, loose=True, flowless=True),
     Command("version", "The version of flowbook.", "look:version", loose=True),
 )

@@ -19,7 +19,7 @@ from flowbook.engine.doctor import rights
 from flowbook.engine.doctor.core import Check, Found
 from flowbook.engine.doctor.machine import numbers
 from flowbook.engine.launch import podspec, podstatus
-from flowbook.engine.launch.apiserver import Api, Refused
+from flowbook.engine.launch.apiserver import OWN_NAMESPACE, Api, Refused
 from flowbook.engine.launch.placing import NO_STORE, placed
 from flowbook.errors import ClusterError, DefinitionError, Finding
 from flowbook.spec.flow import Options, Resources, Spec, Step
@@ -48,7 +48,8 @@ def left_out(settings: Settings, environ: Mapping[str, str], *, asked: bool) -> 
         return Found("ok", "no cluster: the store is a folder of this machine, and steps run here")
     file = environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     there = any(Path(each).expanduser().exists() for each in file.split(os.pathsep))
-    if asked or named or there or environ.get("KUBECONFIG") or environ.get("KUBERNETES_SERVICE_HOST"):
+    in_pod = environ.get("KUBERNETES_SERVICE_HOST") and OWN_NAMESPACE.exists()  # without a token a pod is as any machine
+    if asked or named or there or environ.get("KUBECONFIG") or in_pod:
         return None
     return Found("ok", "no cluster is set up here (no kubeconfig, no kubernetes_… setting): steps run on this machine")
 
