@@ -157,6 +157,8 @@ def apiserver(layout: Layout) -> Part:
         f"--client-ca-file={pki['ca.crt']}",
         "--enable-admission-plugins=NodeRestriction",
         "--etcd-servers=http://127.0.0.1:2379",
+        # With this etcd (3.4) each watch from version 0, which is how kwok watches, is else taken for a list as a stream, and refused.
+        "--feature-gates=WatchList=false",
         f"--kubelet-certificate-authority={pki['ca.crt']}",
         f"--kubelet-client-certificate={pki['admin.crt']}",
         f"--kubelet-client-key={pki['admin.key']}",
