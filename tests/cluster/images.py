@@ -126,7 +126,11 @@ def flowbook(folder: Path) -> Path:
         _must([uv(), "build", "--quiet", "--wheel", "--out-dir", str(wheels), str(ROOT)], "flowbook's wheel cannot be built")
         own = next(wheels.glob("flowbook-*.whl"))
         needed = gathered(own)
-        digest = hashlib.sha256(own.read_bytes() + dockerfile.read_bytes() + f"{base.name}|{needed.name}".encode()).hexdigest()[:16]
+        # no-cache: what a layer is made of by `RUN --mount` is not looked at, so that of another flowbook would be taken.
+        # chroot: other kinds of isolation need more of root than a container on a build machine has. It has no network of its own.
+        build = ["build", "--quiet", "--no-cache", "--isolation=chroot", "--network=host", "--pull=never"]
+        made_of = f"{base.name}|{needed.name}|{' '.join(build)}"
+        digest = hashlib.sha256(own.read_bytes() + dockerfile.read_bytes() + made_of.encode()).hexdigest()[:16]
         kept = cache() / f"flowbook-{digest}.tar"
         if kept.exists():
             return kept
@@ -138,8 +142,6 @@ def flowbook(folder: Path) -> Path:
         podman += ["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"]
         if subprocess.run([*podman, "image", "exists", PYTHON], check=False, timeout=LIMIT_S).returncode:
             _must([*podman, "load", "--quiet", "--input", str(base)], "podman cannot load the Python image")
-        # chroot: other kinds of isolation need more of root than a container on a build machine has. It has no network of its own.
-        build = ["build", "--quiet", "--isolation=chroot", "--network=host", "--pull=never"]
         build += [f"--build-arg=BASE={PYTHON}", "--build-arg=PIP_NO_INDEX=1", f"--tag={FLOWBOOK}", str(context)]
         _must([*podman, *build], "docker/Dockerfile cannot be built")
         made = kept.with_suffix(".new")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.cluster.cluster import S3, Cluster, Namespace
 from tests.cluster.stages import credentials, environ_of, here, make_secret
+from tests.cluster.test_cluster import pod
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +114,23 @@ def test_a_quota_that_is_used_up_and_a_pod_that_the_standard_forbids_are_told_wi
     namespace.kube.delete("resourcequota", "few", wait=True)
     code, text = doctor(environ, tmp_path, "--with", 'kubernetes:volumes={"/host": {"hostPath": {"path": "/"}}}')
     assert code == 1 and f"✗ namespace {namespace.name} does not allow such a pod: PodSecurity" in text and "hostPath" in text, text
+
+
+def test_in_a_pod_the_account_of_the_pod_is_looked_at(cluster: Cluster, namespace: Namespace, bucket: S3) -> None:
+    """Without a kubeconfig, in the image of docker/Dockerfile."""
+    if cluster.home is None:
+        pytest.skip("an image is only put onto a node of our own")
+    image = cluster.flowbook_image()
+    make_secret(namespace, "store", credentials(bucket))
+    told = environ_of(bucket, cluster.image)
+    container = {
+        "command": ["python", "-m", "flowbook", "doctor", "--pod"],
+        "env": [{"name": key, "value": value} for key, value in told.items() if key not in credentials(bucket)],
+        "envFrom": [{"secretRef": {"name": "store"}}],
+    }
+    namespace.kube.create(pod("inside", image, "", container=container, serviceAccountName="flowbook-engine"))
+    ended = namespace.kube.phase("inside", limit_s=300)
+    text = re.sub(r"\n +", " ", namespace.kube.run("logs", "inside"))
+
+    assert ended == "Succeeded" and f"namespace {namespace.name}, by the service account of this pod" in text, text
+    assert "all 5 rights" in text and "read from the store and wrote to it" in text and "\n✗" not in text, text
