@@ -114,6 +114,7 @@ def kubelet(layout: Layout) -> dict[str, Any]:
         "resolvConf": "",
         "tlsCertFile": layout.at("pki", "kubelet.crt"),
         "tlsPrivateKeyFile": layout.at("pki", "kubelet.key"),
+        "volumeStatsAggPeriod": "5s",  # else it takes a minute until a pod with a full disk is seen
         "volumePluginDir": layout.at("kubelet-plugins"),
     }
 
