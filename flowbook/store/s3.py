@@ -239,7 +239,7 @@ class S3Store:
 
     def _refused(self, method: str, key: str, answer: Answer, asked: Mapping[str, str] | None = None) -> StoreError:
         bucket = self.client.bucket
-        return s3_errors.refused(bucket.name, bucket.endpoint, bucket.region, method, key, answer, asked or {}, self.client.credentials)
+        return s3_errors.refused(bucket.name, bucket.address, bucket.region, method, key, answer, asked or {}, self.client.credentials)
 
     # ---- writing ----
 
@@ -399,7 +399,7 @@ class S3Store:
         more = {**headers, "x-amz-checksum-algorithm": "CRC32"}
         upload = s3_errors.text_of(self.client.send("POST", path, {"uploads": ""}, more).body, "UploadId")
         if not upload:
-            raise StoreError(f"{self.where}: the server began no multipart upload. Is {self.client.bucket.endpoint} an S3 server?")
+            raise StoreError(f"{self.where}: the server began no multipart upload. Is {self.client.bucket.address} an S3 server?")
         return upload
 
     def _send_parts(self, path: str, upload: str, parts: Iterable[Sequence[Buffer]]) -> Tags:
@@ -485,7 +485,7 @@ class S3Store:
         if again.status != 412:
             self.client.send("DELETE", path, fine=(403,))  # else the next process takes the store for one that is in order
             bucket = self.client.bucket
-            raise s3_errors.no_conditions(bucket.name, bucket.endpoint, "it takes such a request and overwrites what is there")
+            raise s3_errors.no_conditions(bucket.name, bucket.address, "it takes such a request and overwrites what is there")
         self._check_format()
 
     # ---- the cache ----

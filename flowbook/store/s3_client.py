@@ -55,8 +55,13 @@ class Bucket:
     region_given: bool = True  # else the server may correct it
 
     @property
+    def address(self) -> str:
+        """The endpoint as a person would type it."""
+        return self.endpoint.replace("{bucket}", self.name)
+
+    @property
     def host(self) -> str:
-        return urlsplit(self.endpoint).netloc.replace("{bucket}", self.name)
+        return urlsplit(self.address).netloc
 
     @property
     def secure(self) -> bool:
@@ -144,7 +149,7 @@ class Client:
             except (OSError, http.client.HTTPException) as error:
                 doubtful = True
                 if told.is_final(error) or self._late(started, tries):
-                    raise told.unreachable(self.bucket.name, self.bucket.endpoint, error, time.monotonic() - started) from error
+                    raise told.unreachable(self.bucket.name, self.bucket.address, error, time.monotonic() - started) from error
                 self._pause(tries, 0.0)
                 continue
             self._reached = True
@@ -157,7 +162,7 @@ class Client:
                 self._pause(tries, _seconds(answer.headers.get("retry-after", "")))
                 continue
             raise told.refused(
-                self.bucket.name, self.bucket.endpoint, self.bucket.region, method, key, answer, {**more, **(query or {})}, self.credentials
+                self.bucket.name, self.bucket.address, self.bucket.region, method, key, answer, {**more, **(query or {})}, self.credentials
             )
 
     def _late(self, started: float, tries: int) -> bool:

@@ -254,6 +254,21 @@ def test_a_wrong_address_is_told_soon(s3):
             s3(endpoint=f"http://127.0.0.1:{free.getsockname()[1]}", deadline_s=0.3).get("a")
 
 
+def test_an_address_with_the_bucket_in_it_is_told_with_the_buckets_name(s3, monkeypatch):
+    def unknown(*asked, **more):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for place, address in (
+        ({"endpoint": "http://{bucket}.s3.example.org"}, "http://tests.s3.example.org"),
+        ({}, "https://tests.s3.us-east-1."),
+    ):
+        monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+        with pytest.raises(StoreError, match=r"cannot be reached .* there is no such host") as told:
+            s3(**{"endpoint": "", "deadline_s": 0.1} | place).get("a")
+        assert address in str(told.value) and "{bucket}" not in str(told.value)
+
+
 def test_plain_http_behind_https_and_an_unknown_certificate_are_told(s3, s3_server, tmp_path):
     with pytest.raises(StoreError, match=r"does not speak TLS.*is it http:// rather"):
         s3(endpoint=s3_server.endpoint.replace("http:", "https:")).get("a")

@@ -55,7 +55,6 @@ def usable(store: Store) -> Iterator[Found]:
         told = [Found(*each) for each in check(store)]
         yield from told
         if any(each.state == "bad" for each in told):
-            yield Found("bad", f"the store {store.where} cannot be used")
             return
     name = f"{os.getpid()}-{os.urandom(8).hex()}"
     key = layout.probe(name, 0)
