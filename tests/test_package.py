@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from flowbook.errors import DefinitionError
+from flowbook.spec.flow import Spec, Step
 from flowbook.store import layout
 from flowbook.store.files import FilesStore
 from flowbook.store.memory import MemoryStore
-from flowbook.store.package import DATA_BYTES, contents, listing, local_modules, package_above, program_modules
+from flowbook.store.package import DATA_BYTES, contents, listing, local_modules, package_above, program_modules, required_roots
+from flowbook.worker.pod import needed
 
 Tree = Callable[[dict[str, str]], Path]
 
@@ -287,3 +289,63 @@ def test_a_flow_inside_a_package_runs_with_what_is_above_it(tree: Tree, tmp_path
 
     assert ran.returncode == 0, ran.stderr
     assert "read lib in mypkg.flows\n" in ran.stdout
+
+
+IMPORTS = """
+import a
+try:
+    import optional
+except (ImportError, KeyError):
+    optional = None
+try:
+    import wanted
+except KeyError:
+    pass
+if TYPE_CHECKING:
+    import typed
+else:
+    import untyped
+class Flow:
+    import inside_class
+    @step
+    def start(self):
+        import of_start
+        def deeper():
+            from of_deeper.x import y
+    @step
+    async def end(self):
+        import of_end
+def helper():
+    import of_helper
+from . import near
+"""
+ALWAYS = {"a", "wanted", "untyped", "inside_class"}
+
+
+@pytest.mark.parametrize(
+    ("within", "also"),
+    [
+        ("start", {"of_start", "of_deeper"}),
+        ("end", {"of_end"}),
+        ("", set()),
+        (None, {"of_start", "of_deeper", "of_end", "of_helper"}),
+    ],
+)
+def test_what_a_step_cannot_do_without_is_not_what_other_steps_import(within: str | None, also: set[str]) -> None:
+    assert required_roots(IMPORTS, within) == ALWAYS | also
+
+
+@pytest.mark.parametrize("source", ["def (", "import \0", ""])
+def test_a_text_that_is_no_python_requires_nothing(source: str) -> None:
+    assert required_roots(source) == set()
+
+
+def test_the_pod_of_a_step_is_asked_for_its_packages_and_those_of_the_local_modules_that_it_imports() -> None:
+    text = "import near\nclass Flow:\n    def start(self):\n        pass\n    def end(self):\n        import torch, far"
+    modules = {"near": {"requires": ["numpy", "nearer"]}, "nearer.one": {"requires": ["pandas"]}, "far": {"requires": ["scipy"]}}
+    packages = {name: [name, "1.0"] for name in ("numpy", "pandas", "scipy", "torch")}
+    steps = tuple(Step(name, "", f"<{name}>", name) for name in ("start", "end"))
+    spec = Spec("demo", "1", steps, sources={"f.py": {"label": "f", "source": text}}, program="f.py", packages=packages, modules=modules)
+
+    assert needed(spec, steps[0]) == {"numpy", "pandas"}
+    assert needed(spec, steps[1]) == {"numpy", "pandas", "scipy", "torch"}

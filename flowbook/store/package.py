@@ -147,6 +147,7 @@ def _code(paths: Iterable[Path], above: Path, store: Store) -> dict[str, Any]:
             "size": len(content),
             "package": is_package,
             "imports": sorted(imported_roots(content)),
+            "requires": sorted(required_roots(content.decode("utf-8", "replace"), "")),
         }
     return found
 
@@ -275,6 +276,66 @@ def imported_roots(source: bytes) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             roots.add(node.module.partition(".")[0])
     return roots
+
+
+def required_roots(source: str, within: str | None = None) -> set[str]:
+    """Root names of the modules without which a source cannot do its work: not those of ``try: import … except ImportError``, nor of type checking.
+
+    `within` None: also what its functions import, as those of a step's cell are there to be called. Else of all functions only those of that name
+    (the method of a step): a file may hold the other steps, and helpers of theirs.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return set()
+    found = _Required(within)
+    found.visit(tree)
+    return found.roots
+
+
+class _Required(ast.NodeVisitor):
+    def __init__(self, within: str | None) -> None:
+        self.within, self.roots = within, set[str]()
+        self._inside = within is None
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.roots |= {alias.name.partition(".")[0] for alias in node.names}
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        if node.module and not node.level:
+            self.roots.add(node.module.partition(".")[0])
+
+    def visit_Try(self, node: ast.Try) -> None:
+        if any(handler.type is None or _MISSING & _mentioned(handler.type) for handler in node.handlers):
+            for each in (*node.handlers, *node.finalbody):
+                self.visit(each)
+        else:
+            self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        if "TYPE_CHECKING" in _mentioned(node.test):
+            for each in node.orelse:
+                self.visit(each)
+        else:
+            self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        before = self._inside
+        self._inside = before or node.name == self.within
+        if self._inside:
+            self.generic_visit(node)
+        self._inside = before
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+
+_MISSING = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
+
+
+def _mentioned(node: ast.expr) -> set[str]:
+    """The last names of what an expression names."""
+    named = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    return named | {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
 
 
 def imported_first(source: str) -> set[str]:

@@ -193,14 +193,16 @@ def _version(name: str) -> str | None:
 
 
 def needed(spec: Spec, step: Step) -> set[str]:
-    """Root modules of packages that a step may import: by its text, by what it captures, by the local modules and the program."""
+    """Root modules of packages that a step cannot do without: by its text, by what it captures, by the program, by the local modules that these import."""
     if not spec.packages:
         return set()
     from flowbook.store import package
 
-    texts = [step.source, *(spec.sources[name]["source"] for name in (*spec.setup, *([spec.program] if spec.program else [])))]
-    found = {root for text in texts for root in package.imported_roots(_plain(text).encode())}
-    found |= {root for info in spec.modules.values() for root in info.get("imports", ())}
+    found = {root for name in spec.setup for root in package.required_roots(_plain(spec.sources[name]["source"]))}
+    if spec.program is None:
+        found |= package.required_roots(_plain(step.source))
+    else:
+        found |= package.required_roots(spec.sources[spec.program]["source"], step.name)
     queue, seen = [*step.captures, *spec.setup_captures], set()
     while queue:
         name = queue.pop()
@@ -213,6 +215,14 @@ def needed(spec: Spec, step: Step) -> set[str]:
         entry = capture.get("entry") or {}
         if entry.get("kind") == "module":
             found.add(entry["module"].partition(".")[0])
+    local: dict[str, set[str]] = {}  # root of a local module → what its files require
+    for name, info in spec.modules.items():
+        local.setdefault(name.partition(".")[0], set()).update(info.get("requires", ()))
+    queue = list(found)
+    while queue:
+        more = local.pop(queue.pop(), set()) - found
+        found |= more
+        queue += more
     return found & spec.packages.keys()
 
 
