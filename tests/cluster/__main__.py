@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.cluster import optional
 from tests.cluster.build import NEEDED, PROGRAMS, CannotBuild, build
-from tests.cluster.cluster import ClusterError, NotHere, default_home, down, running, up, why_not
+from tests.cluster.cluster import Cluster, ClusterError, NotHere, default_home, down, give_secret, running, to_run, up, why_not
 from tests.cluster.images import CannotMakeImage, python
 
 
@@ -42,12 +42,22 @@ def _up(asked: argparse.Namespace) -> int:
         raise ClusterError(f"--with {','.join(unknown)}: no such part; there are {', '.join(optional.PARTS)}")
     cluster = up(asked.dir, extra)
     assert cluster.s3 is not None
+    give_secret(cluster)
     print(f"cluster    {asked.dir.resolve() / 'cluster.json'}")
     print(f"kubectl    export KUBECONFIG={cluster.kubeconfig}")
     print(f"S3         {cluster.s3.endpoint}, key {cluster.s3.access_key}, secret {cluster.s3.secret_key}, bucket {cluster.s3.bucket}")
+    print(f"image      {cluster.image}, a stock Python that the node has (it can pull no image)")
     print(f"tests      FLOWBOOK_TEST_CLUSTER={asked.dir.resolve()} pytest tests/cluster")
     print(f"end it     python -m tests.cluster down --dir {asked.dir.resolve()}")
+    _tell_flows(cluster)
     return 0
+
+
+def _tell_flows(cluster: Cluster) -> None:
+    """What a person types to run a flow there, as it can be copied."""
+    print("\nto run a flow in its pods:\n")
+    print("\n".join(f"export {name}={value}" for name, value in to_run(cluster).items()))
+    print("python flow.py --with kubernetes run")
 
 
 def _down(asked: argparse.Namespace) -> int:
@@ -62,6 +72,8 @@ def _status(asked: argparse.Namespace) -> int:
         return 1
     for name, state in cluster.parts().items():
         print(f"{name:24} {'runs' if state['code'] is None else 'ended with code ' + str(state['code']):24} {state['log']}")
+    print(f"image {cluster.image}")
+    _tell_flows(cluster)
     return 0
 
 

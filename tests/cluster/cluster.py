@@ -36,6 +36,7 @@ from tests.cluster.parts import NODE, Layout, Part
 RIGHTS = images.ROOT / "flowbook" / "engine" / "launch" / "rights.yaml"
 NAMESPACE = "flowbook"
 BUCKET = "flowbook"
+SECRET = "flowbook-store"  # in that namespace, with the keys of the S3 server: what a person's runs use
 ACCOUNTS = ("engine", "kernel", "step")
 TOOLS = {  # program → Debian package
     "containerd": "containerd",
@@ -377,6 +378,33 @@ def start(layout: Layout, archive: Path) -> Cluster:
     }
     _write_secretly(layout.home / "cluster.json", json.dumps(about, indent=1))
     return cluster
+
+
+def give_secret(cluster: Cluster) -> None:
+    """Makes the Secret that `to_run` names, unless it is there. Raises ClusterError."""
+    assert cluster.s3 is not None
+    keys = {"AWS_ACCESS_KEY_ID": cluster.s3.access_key, "AWS_SECRET_ACCESS_KEY": cluster.s3.secret_key}
+    inside = Kube(cluster.kubeconfig, NAMESPACE)
+    try:
+        if not inside.run("get", "secret", SECRET, "--ignore-not-found", "-o", "name"):
+            inside.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys})
+    except Refused as error:
+        raise ClusterError(f"the Secret {SECRET} cannot be made: {error}") from error
+
+
+def to_run(cluster: Cluster) -> dict[str, str]:
+    """The variables with which flows of a person run on a cluster of our own: `python flow.py --with kubernetes run`."""
+    assert cluster.s3 is not None and cluster.home is not None
+    return {
+        "KUBECONFIG": str(cluster.home / "kube" / f"{NAMESPACE}-engine"),
+        "FLOWBOOK_STORE": f"s3://{cluster.s3.bucket}/try",
+        "AWS_ENDPOINT_URL": cluster.s3.endpoint,
+        "AWS_ACCESS_KEY_ID": cluster.s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": cluster.s3.secret_key,
+        "AWS_REGION": cluster.s3.region,
+        "FLOWBOOK_KUBERNETES_SECRET": SECRET,
+        "FLOWBOOK_KUBERNETES_IMAGE": cluster.image,
+    }
 
 
 def _first(layout: Layout) -> list[Part]:

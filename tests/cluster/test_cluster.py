@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -459,6 +460,47 @@ def test_the_command_tells_where_no_cluster_can_run(
     assert main(["status", "--dir", str(tmp_path / "none")]) == 1
     assert main(["down", "--dir", str(tmp_path / "none")]) == 0
     assert "no cluster here" in capsys.readouterr().out
+
+
+FLOW = """
+from flowbook import FlowSpec, step
+
+class Small(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("it ran")
+
+Small()
+"""
+
+
+@pytest.mark.slow
+def test_the_lines_that_are_printed_run_a_flow_in_pods_and_stand_in_the_docs(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.cluster.__main__ import main
+
+    home = own(cluster)
+    assert main(["up", "--dir", str(home)]) == 0
+    up_said = capsys.readouterr().out
+    assert main(["status", "--dir", str(home)]) == 0
+    status_said = capsys.readouterr().out
+    lines = up_said[up_said.index("export FLOWBOOK") - 1 - len(f"export KUBECONFIG={home}/kube/flowbook-engine") :].strip()
+    assert lines.startswith("export KUBECONFIG=") and lines in status_said
+    assert all(re.search(rf"^image +{cluster.image}", said, re.M) for said in (up_said, status_said))
+    written = re.search(r"(?s)## Try a flow on it.*?```text\n(.*?)\n```", (images.ROOT / "docs" / "cluster.md").read_text())
+    address = re.compile(r"http://198\.18\.\d+\.2:\d+")
+    assert written and address.sub("http", written[1]) == address.sub("http", lines.replace(str(home), "~/.cache/flowbook-ci/cluster/run"))
+
+    (tmp_path / "flow.py").write_text(FLOW)
+    inside = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FLOWBOOK_", "KUBE"))}
+    inside |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{inside['PATH']}"}
+    done = subprocess.run(["sh", "-ec", lines], cwd=tmp_path, env=inside, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0 and "it ran" in done.stdout, done.stdout + done.stderr
 
 
 def test_two_clusters_have_two_addresses(cluster: Cluster) -> None:
