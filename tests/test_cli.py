@@ -1071,6 +1071,22 @@ def test_check_tells_what_has_no_effect_here_and_when_a_schedule_fires(shell: Sh
     assert "--config settings: of the flow" in shown.stdout and re.search(r"next: \w{3} \d{4}", shown.stdout)
 
 
+def test_check_goes_by_the_same_cluster_as_run(shell: Shell) -> None:
+    bucket = {"FLOWBOOK_STORE": "s3://some-bucket/x", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    source = ONE.format(name="OneFlow", body="pass").replace("FlowSpec, step", "FlowSpec, kubernetes, pypi, step")
+    shell.write("one.py", source.replace("    @step", "    @pypi(packages={'pandas': '3.0'})\n    @step") + "OneFlow()")
+    shell.write("wrong.py", source.replace("    @step", "    @kubernetes(namespace='No Name')\n    @step") + "OneFlow()")
+
+    assert "@pypi has no effect here" in shell("one.py", "check", **bucket).stdout
+    clustered = shell("one.py", "check", "--with", "kubernetes", **bucket)
+    assert clustered.returncode == SUCCEEDED and clustered.stdout == "OneFlow: 1 step, nothing wrong\n", clustered
+    assert "@kubernetes has no effect here" in shell("one.py", "check", "--with", "kubernetes").stdout
+    wrong = shell("wrong.py", "check", **bucket)
+    assert wrong.returncode == WRONG and "'No Name' is no name in Kubernetes" in wrong.stderr
+    bad = shell("one.py", "check", "--with", "kubernetes", FLOWBOOK_KUBERNETES_TIERS='[{"gpus": -1}]', **bucket)
+    assert bad.returncode == WRONG and "cannot be used" in bad.stderr and no_traceback_of_ours(bad.stderr)
+
+
 def test_tags_are_added_removed_replaced_and_listed(shell: Shell) -> None:
     shell("train.py", "run", "--tag", "a")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from flowbook.cli import SUCCEEDED
 from flowbook.cli.failure import reason
 from flowbook.cli.place import Place, RunPath
 from flowbook.cli.text import clean, has_colours, meant, styled, table, time_text
-from flowbook.errors import ArtifactError, DefinitionError, Finding, StoreError
+from flowbook.errors import ArtifactError, DefinitionError, Finding, SettingError, StoreError
 from flowbook.spec.amounts import seconds_text, size_text
 from flowbook.spec.decorators import notes_of
 from flowbook.spec.flow import task_name
@@ -50,11 +51,12 @@ def check(place: Place, given: argparse.Namespace) -> int:
             values(place, given.params, None, "")
         except DefinitionError as error:
             findings += [finding for finding in error.findings if finding not in findings]
+    findings += _pod_findings(place, program) if not findings else []
     if findings:
         raise DefinitionError(*findings)
     nodes = program.graph.nodes
     for name, options in program.options.items():
-        for note in notes_of(options):
+        for note in notes_of(options, place.settings.cluster is not None):
             print(f"step {name}: {note}")
     for note in program.notes:
         print(note)
@@ -62,6 +64,19 @@ def check(place: Place, given: argparse.Namespace) -> int:
     for line in _starts(program):
         print(line)
     return SUCCEEDED
+
+
+def _pod_findings(place: Place, program: Program) -> list[Finding]:
+    """What is wrong with the pods that steps would have."""
+    settings = place.settings.cluster
+    if settings is None or not any(name == "kubernetes" for options in program.options.values() for name, _ in options.extra):
+        return []
+    from flowbook.engine.launch import podspec
+
+    try:
+        return podspec.findings(program.steps(), podspec.Cluster.read(settings), os.environ, yes=True)
+    except SettingError as error:
+        return [Finding("kubernetes_tiers", str(error))]
 
 
 def show(place: Place, given: argparse.Namespace) -> int:
@@ -253,7 +268,7 @@ def _chosen_runs(place: Place, flow: str, given: argparse.Namespace) -> Iterator
     for run, row in Glance(place.store, flow):
         state = row.state or ("damaged" if row.damaged else "open")
         if state == "open":
-            driven = _driven(place.store) if driven is None else driven
+            driven = driven_here(place.store) if driven is None else driven
             state = "running" if (flow, run) in driven else "open"
         tags = (*row.tags, *((f"user:{row.user}",) if row.user else ()))
         wanted = (None, state, *(["running"] if state == "open" else []))  # to the client each run that has not ended is running
@@ -261,7 +276,7 @@ def _chosen_runs(place: Place, flow: str, given: argparse.Namespace) -> Iterator
             yield run, state, row
 
 
-def _driven(store: Store) -> set[tuple[str, str]]:
+def driven_here(store: Store) -> set[tuple[str, str]]:
     """The runs that processes of this machine drive now: flow and run."""
     from flowbook.engine import registry
     from flowbook.kernel.engine import ping
@@ -458,7 +473,7 @@ class _Cards:
     @cached_property
     def lost(self) -> bool:
         """Whether the run has not ended and no process of this machine drives it."""
-        return self._tasks.state.ended is None and (self._path.flow, self._path.run) not in _driven(self._place.store)
+        return self._tasks.state.ended is None and (self._path.flow, self._path.run) not in driven_here(self._place.store)
 
 
 class _Tasks:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED, NotConfigured, failure, nearby
+from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED, NotConfigured, failure, leftover, nearby
 from flowbook.cli.place import Place
 from flowbook.cli.program import user_traceback
 from flowbook.cli.progress import Screen, screen_for
@@ -35,7 +35,7 @@ from flowbook.spec.decorators import notes_of
 from flowbook.spec.flow import Spec
 from flowbook.store import codec, layout
 from flowbook.store.base import Store
-from flowbook.store.tags import checked
+from flowbook.store.tags import change, checked
 
 if TYPE_CHECKING:
     from flowbook.spec.marks import Mark
@@ -52,13 +52,18 @@ def run(place: Place, given: argparse.Namespace) -> int:
 
 
 def resume(place: Place, given: argparse.Namespace) -> int:
-    """``resume [STEP]``: a new run that takes over what succeeded in an earlier one, as far as it still holds."""
+    """``resume [STEP]``: a new run that takes over what succeeded in an earlier one, as far as it still holds.
+
+    A run that nobody drives any more, and that would do the same in pods, is itself gone on with (cli/leftover.py).
+    """
     assert place.cls is not None
     name = place.cls.__name__
     ids = place.runs(name)
     if not ids:
         raise DefinitionError(Finding("resume", f"{name} has no run yet", f"`{place.spell('run')}` starts one."))
     origin = place.known_run(name, given.origin_run_id) if given.origin_run_id else ids[-1]
+    if not given.step and not given.params:
+        leftover.must_not_run(place, name, origin)
     return _go(place, given, place.spec(name, origin), (given.step,) if given.step else ())
 
 
@@ -76,7 +81,7 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         print(f"{word} means nothing here and is ignored", file=sys.stderr)
     _must_be_writable(given.run_id_file)
     user = build.user_name()
-    placing = _Placing(place, bool(getattr(given, "yes", False)), origin)
+    placing = _Placing(place, given, origin)
     spec = build.spec_of(
         program,
         place.store,
@@ -90,15 +95,20 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
         production=place.given.production,
         finish=placing,
     )
+    adopt = origin is not None and spec.run == origin.run
     with _Held() as held:  # from now on there is a run, which is stopped and not just left
         _tell_run(place, spec, given)
         screen = screen_for(spec, quiet=given.quiet)
+        if adopt:
+            screen.say(f"the engine of run {spec.run} was gone: this process goes on with it, and with its pods")
+            if given.tag:
+                change(place.store, spec.flow, spec.run, add=given.tag, strict=True)
         for name, options in program.options.items():
-            for note in notes_of(options) if placing.cluster is None else ():
+            for note in notes_of(options, placing.cluster is not None):
                 screen.say(f"step {name}: {note}")
         for note in program.notes:
             screen.say(note)
-        code = _drive(place, spec, screen, held, placing.cluster)
+        code = _drive(place, spec, screen, held, placing.cluster, adopt)
     _retire(place, spec.flow)
     return code
 
@@ -106,11 +116,12 @@ def _go(place: Place, given: argparse.Namespace, origin: Spec | None, again: tup
 class _Placing:
     """Decides, as a spec is about to be written, whether steps go to a cluster; `cluster` is then what the engine is told of it.
 
-    Raises NotConfigured where there is none, before there is a run.
+    Gives the spec of `origin` itself where that is to be gone on with. Raises NotConfigured where there is no cluster, before there is a run.
     """
 
-    def __init__(self, place: Place, yes: bool, origin: Spec | None) -> None:
-        self._place, self._yes, self._origin = place, yes, origin
+    def __init__(self, place: Place, given: argparse.Namespace, origin: Spec | None) -> None:
+        self._place, self._given, self._origin = place, given, origin
+        self._yes = bool(getattr(given, "yes", False))
         self.cluster: dict[str, Any] | None = None
 
     def __call__(self, spec: Spec) -> Spec:
@@ -120,12 +131,19 @@ class _Placing:
         from flowbook.engine.launch.placing import placed, placement_of
 
         every = placement_of(self._origin) if self._place.settings.cluster is not None else None
+        asked = spec
         spec, self.cluster = placed(spec, self._place.settings.cluster, os.environ, every=every, yes=self._yes)
         if self.cluster is not None:
             try:
                 _reach(self.cluster.get("context"))
             except ClusterError as error:
                 raise NotConfigured(f"{error}. Nothing was run. `flowbook doctor` looks closer.") from None
+        if self._origin is None or not leftover.left_open(self._place, self._origin):
+            return spec
+        why = leftover.changed(asked, self._origin, self._given)
+        if why is None and self.cluster is not None:
+            return self._origin
+        leftover.stop(self._place, self._origin, self.cluster, why or "its steps are to run on this machine")
         return spec
 
 
@@ -180,10 +198,10 @@ class _Held:
             signal.signal(number, handler)
 
 
-def _drive(place: Place, spec: Spec, screen: Screen, held: _Held, cluster: Mapping[str, Any] | None) -> int:
+def _drive(place: Place, spec: Spec, screen: Screen, held: _Held, cluster: Mapping[str, Any] | None, adopt: bool) -> int:
     surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path), cluster)
     env = environment(Attempt({}, Path(os.devnull), surroundings.env))  # of attempts that ask for one core, as most do
-    driver = Driver(place.store, spec, screen, surroundings, held.came)
+    driver = Driver(place.store, spec, screen, surroundings, held.came, adopt)
     if cluster is None and (forked := nearby.fork_server(spec, env)) is not None:
         driver.servers.append((forked, env))
     begun = time.monotonic()
@@ -301,9 +319,9 @@ def _call_hooks(place: Place, spec: Spec, succeeded: bool) -> None:
 class Driver:
     """One run from its first event to its last, with signals and a screen."""
 
-    def __init__(self, store: Store, spec: Spec, screen: Screen, surroundings: Surroundings, came: list[int]) -> None:
-        """`came`: signals that came before `drive`, and are heeded there."""
-        self.came = came
+    def __init__(self, store: Store, spec: Spec, screen: Screen, surroundings: Surroundings, came: list[int], adopt: bool = False) -> None:
+        """`came`: signals that came before `drive`, and are heeded there. `adopt`: the run is one whose own engine is gone."""
+        self.came, self.adopt = came, adopt
         self.store, self.spec, self.screen, self.surroundings = store, spec, screen, surroundings
         self.servers: list[tuple[Begun, Mapping[str, str]]] = []  # fork servers that are there already
         self.run: Run | None = None
@@ -329,7 +347,7 @@ class Driver:
             self._show_events()
             server.wake(key)
 
-        self.run = Run(self.store, *key, machine, self.surroundings, say=say, changed=changed)
+        self.run = Run(self.store, *key, machine, self.surroundings, say=say, changed=changed, adopt=self.adopt)
         loop = asyncio.get_running_loop()
         for number in STOPPING:
             loop.add_signal_handler(number, self._on_signal, number)
@@ -351,6 +369,7 @@ class Driver:
             assert self.run is not None
             self.run.show_output()
             if self.run.state is not None:
+                self._show_events()  # of a run that is gone on with nothing new may happen for long
                 self.screen.tick(self.run.state)
             for live in self.run.live.values() if self._at_once else ():
                 if live.pod is not None:

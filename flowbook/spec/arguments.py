@@ -423,8 +423,10 @@ _FIELDS: dict[str, Callable[[list[Values]], dict[str, Any]]] = {
 }
 
 
-def notes_of(options: Options) -> list[str]:
+def notes_of(options: Options, clustered: bool = False) -> list[str]:
     """See decorators.notes_of."""
+    if clustered and any(name == "kubernetes" for name, _ in options.extra):
+        return []
     reasons = {
         "kubernetes": "the step runs in a local pod (docs/kubernetes.md says what a cluster needs)",
         "pypi": "the step runs with the packages of this environment",

@@ -350,11 +350,11 @@ def class_findings(cls: type, required: Iterable[str] = (), parameters: Iterable
     return arguments.class_findings(cls, required, parameters)
 
 
-def notes_of(options: Options) -> list[str]:
+def notes_of(options: Options, clustered: bool = False) -> list[str]:
     """What a step's decorators ask for that local pods do not heed."""
     from flowbook.spec import arguments
 
-    return arguments.notes_of(options)
+    return arguments.notes_of(options, clustered)
 
 
 def project_of(cls: type) -> Project | None:
