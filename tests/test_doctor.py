@@ -236,6 +236,12 @@ def test_what_lacks_is_a_role_and_its_binding(user: str, subject: dict[str, str]
     assert other["metadata"]["name"] != role["metadata"]["name"]  # to apply it later takes nothing away
 
 
+def test_the_rights_are_printed_for_kubectl_where_nothing_is_set_up(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert main(["doctor", "--rights"]) == 0
+
+    assert capsys.readouterr().out == (ROOT / "flowbook/engine/launch/rights.yaml").read_text() and list(home.iterdir()) == []
+
+
 # ---- the command --------------------------------------------------------------------------------------------------------------
 
 

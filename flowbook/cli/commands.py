@@ -148,6 +148,7 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verify", action="store_true", help="read every stored result, too")
     parser.add_argument("--json", action="store_true", help="as JSON, a line a finding")
+    parser.add_argument("--rights", action="store_true", help="only print the accounts and Roles, for `kubectl apply -n NAMESPACE -f -`")
 
 
 def _package(parser: argparse.ArgumentParser) -> None:

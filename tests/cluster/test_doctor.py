@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import S3, Cluster, Namespace
+from tests.cluster.kube import Refused
 from tests.cluster.stages import credentials, environ_of, here, make_secret
 from tests.cluster.test_cluster import pod
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -72,6 +74,21 @@ def test_the_role_that_lacks_can_be_applied_as_it_is_printed(environ: dict[str, 
     namespace.kube.run("apply", "-f", "-", given=role)
     code, text = doctor(environ, tmp_path, "--pod")
     assert code == 0 and "all 5 rights" in text and "read from the store and wrote to it" in text, text
+
+
+def test_the_lines_of_the_docs_give_a_person_the_rights(environ: dict[str, str], tmp_path: Path, namespace: Namespace) -> None:
+    """Jane, of whom the cluster knows nothing else."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    line = re.search(r"^kubectl (create rolebinding .*)$", page, re.M)
+    assert line and "flowbook doctor --rights | kubectl apply -n NAMESPACE -f -\n" in page
+    printed = subprocess.run([sys.executable, "-m", "flowbook", "doctor", "--rights"], capture_output=True, text=True, check=True).stdout
+    namespace.kube.run("apply", "-f", "-", given=printed)
+    jane = ["--as=jane@example.org", "auth", "can-i", "create", "pods"]
+    with pytest.raises(Refused):
+        namespace.kube.run(*jane)
+    namespace.kube.run(*line[1].replace("NAMESPACE", namespace.name).split())
+
+    assert namespace.kube.run(*jane) == "yes\n"
 
 
 def test_a_right_that_one_can_do_without_is_no_error(environ: dict[str, str], tmp_path: Path, namespace: Namespace) -> None:

@@ -185,7 +185,7 @@ class Look:
             if not self._may:
                 yield self._nowhere()
             text = "what lacks is this Role, for who runs the cluster"
-            remedy = "`kubectl apply -f -` takes it as it stands. All that flowbook uses: flowbook/engine/launch/rights.yaml."
+            remedy = "`kubectl apply -f -` takes it as it stands. All that flowbook uses: `flowbook doctor --rights`."
             yield Found("bad" if needed else "warn", text, remedy, rights.role(lacks, self.namespace, self.user))
         else:
             yield Found("ok", f"all {len(rights.RIGHTS)} rights that flowbook uses in namespace {self.namespace}")

@@ -10,6 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).parent.parent / "launch" / "rights.yaml"  # what an administrator applies
 
 
 @dataclass(frozen=True)
