@@ -179,7 +179,7 @@ WRONG = [
     (resources(cpu=float("nan")), "cpu=nan: not a number of cores"),
     (resources(gpu=0.5), "gpu=0.5: not a number of GPUs\n    write a whole number from 0"),
     (resources(gpu=-1), "gpu=-1: not a number of GPUs"),
-    (resources(memory=32), "memory=32: a bare number is megabytes, and 32 MB is too little\n    did you mean 32GB (32000)?"),
+    (resources(memory=32), "memory=32: a bare number is megabytes, and 32 MB is hardly meant\n    did you mean 32GB (32000)?"),
     (resources(memory=32 * 10**9), "memory=32000000000: more than any machine has\n    did you mean 32000MB?"),
     (resources(memory="lots"), "memory='lots': not an amount of memory"),
     (resources(memory=[1]), "memory=[1]: not a size"),

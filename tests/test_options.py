@@ -199,7 +199,7 @@ def test_memory_is_counted_in_decimal_megabytes(text: str, megabytes: int) -> No
 REFUSED = [
     (
         "train --memory 32",
-        "Cell In[7]: --memory 32: a bare number is megabytes, and 32 MB is too little\n    did you mean 32GB (32000)? Else write 32MB",
+        "Cell In[7]: --memory 32: a bare number is megabytes, and 32 MB is hardly meant\n    did you mean 32GB (32000)? Else write 32MB",
     ),
     ("train --memory 64000000000", "Cell In[7]: --memory 64000000000: more than any machine has\n    did you mean 64000MB?"),
     ("train --memory 8MB", "--memory 8MB: too little for Python to start"),
@@ -243,7 +243,7 @@ REFUSED = [
     ("train --card 'a b'", "--card a b: not a type of card"),
     ("train --card --refresh-interval 0", "--refresh-interval 0: not a number of seconds"),
     ("train --checkpoint=yes", "--checkpoint takes no value"),
-    ("train --disk 10", "--disk 10: a bare number is megabytes, and 10 MB is too little\n    did you mean 10GB (10000)? Else write 10MB"),
+    ("train --disk 10", "--disk 10: a bare number is megabytes, and 10 MB is hardly meant\n    did you mean 10GB (10000)? Else write 10MB"),
     ("train --disk big", "--disk big: not an amount of disk space"),
     ("train --backoff 0.5", "--backoff 0.5: not a factor from 1 to 100\n    2 doubles the wait each time, 1 keeps it"),
     ("train --jitter 2", "--jitter 2: not a share from 0 to 1"),
