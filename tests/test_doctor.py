@@ -468,19 +468,41 @@ def test_resources_that_no_node_has_are_told_when_the_wait_is_over(
     assert doctored.fake.names() == []
 
 
-def test_ctrl_c_takes_the_pod_away(doctored: Doctored, home: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word", "background"),
+    [(signal.SIGINT, 130, "interrupted", False), (signal.SIGTERM, 143, "SIGTERM", False), (signal.SIGTERM, 143, "SIGTERM", True)],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM to a shell's background job"],
+)
+def test_an_end_by_a_signal_takes_the_pod_away(
+    doctored: Doctored, home: Path, number: signal.Signals, code: int, word: str, background: bool
+) -> None:
     command = [sys.executable, "-m", "flowbook", "doctor", "--pod", "--with", "kubernetes:cpu=900"]
+    if background:  # Ctrl-C is ignored then
+        command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
     with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "no node for cpu 900" in line:
                 break
         assert len(doctored.fake.names()) == 1
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=120)
 
-    assert process.returncode == 130 and "Traceback" not in out + err, out + err
+    assert process.returncode == code and "Traceback" not in out + err, out + err
+    assert f"{word}; the pod that was tried is removed" in err and "nothing was started" not in err, err
     assert doctored.fake.names() == []
+
+
+def test_sigterm_before_any_pod_says_that_nothing_was_started(doctored: Doctored, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("FLOWBOOK_S3_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        command = [sys.executable, "-m", "flowbook", "doctor", "--pod"]
+        with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=120)
+
+    assert process.returncode == 143 and err.endswith("SIGTERM; nothing was started\n"), out + err
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,16 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flowbook.cli import FAILED, SUCCEEDED
+from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED
 from flowbook.cli.place import Place
 from flowbook.cli.text import has_colours, styled
 from flowbook.engine.doctor import machine, storage
@@ -34,8 +36,39 @@ def doctor(place: Place, given: argparse.Namespace) -> int:
 
         print(FILE.read_text(), end="")
         return SUCCEEDED
+    pod: list[str] = []  # what was told of the pod that is tried
+    with _heeding_signals() as came:
+        try:
+            return _shown(place, given, pod)
+        except KeyboardInterrupt:  # the pod has been removed on the way here
+            what = "the pod that was tried is removed, and what it wrote" if pod else "nothing was started"
+            print(f"{signal.Signals(came[0]).name if came else 'interrupted'}; {what}", file=sys.stderr)
+            return TERMINATED if came else INTERRUPTED
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that no pod stays behind. Gives those that come."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # where asyncio runs, it cancels in good order
+
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, interrupt) for number in heeded}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _shown(place: Place, given: argparse.Namespace, pod: list[str]) -> int:
     begun, told, part = time.perf_counter(), list[Found](), ""
-    for found in examine(_checks(place, given)):
+    for found in examine(_checks(place, given, pod)):
         told.append(found)
         if given.json:
             print(json.dumps(found.to_json(), ensure_ascii=False), flush=True)
@@ -49,7 +82,7 @@ def doctor(place: Place, given: argparse.Namespace) -> int:
     return FAILED if any(found.state == "bad" for found in told) else SUCCEEDED
 
 
-def _checks(place: Place, given: argparse.Namespace) -> list[Check]:
+def _checks(place: Place, given: argparse.Namespace, pod: list[str]) -> list[Check]:
     from flowbook.engine.doctor.cluster import Look, left_out, options_of
 
     options = options_of(given.withs)
@@ -64,6 +97,7 @@ def _checks(place: Place, given: argparse.Namespace) -> list[Check]:
         return [*found, Check("cluster", "the cluster", lambda: [why] if why is not None else [], None)]
 
     def say(line: str) -> None:
+        pod.append(line)
         if not given.quiet:
             print(styled(f"  … {line}", "dim", has_colours(sys.stderr)), file=sys.stderr, flush=True)
 
