@@ -198,7 +198,8 @@ def spec_of(
     """Write the spec of a run and take its number. `params` are values by attribute (parameters.resolve); what is left out is the default.
 
     `origin`: the run that this one resumes, whose results are taken as far as nothing that they depend on has changed; the steps in
-    `again` run in any case, and what comes after them if it depends on them. `finish` has the last word before the spec is written.
+    `again` run in any case, and what comes after them if it depends on them. `finish` has the last word before the spec is written; one
+    with a number is that of a run which is there already, and is not written.
     Raises DefinitionError.
     """
     program.check()
@@ -234,7 +235,8 @@ def spec_of(
         compat=_resolves_metaflow(),
         project=_project(program.cls, user or user_name(), branch, production),
     )
-    return take_number(finish(spec), store)
+    finished = finish(spec)
+    return finished if finished.run else take_number(finished, store)
 
 
 def _project(cls: type, user: str | None, branch: str | None, production: bool) -> dict[str, Any]:
@@ -311,6 +313,16 @@ def _steps(
         captures = code.step_captures
         keyed.append(dataclasses.replace(step, key=key, plan_key=plan_key, parts=parts, captures=captures))
     return tuple(keyed)
+
+
+def same_work(spec: Spec, other: Spec) -> bool:
+    """Whether both runs would do the same, in the same surroundings: the code and what it reads, and the options of each step."""
+    return [_work(step) for step in spec.steps] == [_work(step) for step in other.steps]
+
+
+def _work(step: Step) -> tuple[Any, ...]:
+    parts = {name: value for name, value in step.parts.items() if name not in (ASKED, "options")}  # the options themselves say more
+    return step.name, parts, step.options
 
 
 def _lasting(extra: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

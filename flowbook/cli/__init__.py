@@ -9,6 +9,7 @@ code: a traceback that is shown is the user's own. Nothing here decides what a r
     place.py       which flow, which store, how commands are spelled
     commands.py    the table of commands
     run.py         run, resume: a run driven in this process
+    leftover.py    a run whose process is gone while its pods go on: taken over, or stopped
     progress.py    what is shown meanwhile: plain lines, or a live table on a terminal
     look.py        commands that read: show, graph, runs, logs, dump, card
     change.py      commands that write: tag, gc, export

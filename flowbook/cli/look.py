@@ -18,7 +18,7 @@ from flowbook.cli import SUCCEEDED
 from flowbook.cli.failure import reason
 from flowbook.cli.place import Place, RunPath
 from flowbook.cli.text import clean, has_colours, meant, styled, table, time_text
-from flowbook.errors import ArtifactError, DefinitionError, Finding, SettingError, StoreError
+from flowbook.errors import ArtifactError, DefinitionError, Finding, SettingError
 from flowbook.spec.amounts import seconds_text, size_text
 from flowbook.spec.decorators import notes_of
 from flowbook.spec.flow import task_name
@@ -29,12 +29,10 @@ if TYPE_CHECKING:
     from flowbook.engine.events import Task
     from flowbook.engine.state import TaskState
     from flowbook.spec.classgraph import Graph, Node
-    from flowbook.store.base import Store
     from flowbook.store.glance import Row
 
 MOST_TASKS = 100  # whose output is printed, where a step has more
 MOST_CARDS = 50  # on one page
-PING_S = 2.0  # for an engine to say which runs it drives
 STATES = ("succeeded", "failed", "stopped", "running", "open")
 
 # ---- the flow itself ------------------------------------------------------------------------------------------------------
@@ -268,25 +266,12 @@ def _chosen_runs(place: Place, flow: str, given: argparse.Namespace) -> Iterator
     for run, row in Glance(place.store, flow):
         state = row.state or ("damaged" if row.damaged else "open")
         if state == "open":
-            driven = driven_here(place.store) if driven is None else driven
+            driven = place.driven() if driven is None else driven
             state = "running" if (flow, run) in driven else "open"
         tags = (*row.tags, *((f"user:{row.user}",) if row.user else ()))
         wanted = (None, state, *(["running"] if state == "open" else []))  # to the client each run that has not ended is running
         if given.state in wanted and all(tag in tags for tag in given.tag) and given.namespace in (None, "", *tags):
             yield run, state, row
-
-
-def driven_here(store: Store) -> set[tuple[str, str]]:
-    """The runs that processes of this machine drive now: flow and run."""
-    from flowbook.engine import registry
-    from flowbook.kernel.engine import ping
-
-    try:
-        engines = [entry for _, entry in registry.entries(store)]
-    except (OSError, StoreError):
-        return set()
-    answers = [ping(entry.socket, PING_S) for entry in engines]
-    return {(str(flow), str(run)) for answer in answers for flow, run in (answer or {}).get("runs", ())}
 
 
 def logs(place: Place, given: argparse.Namespace) -> int:
@@ -473,7 +458,7 @@ class _Cards:
     @cached_property
     def lost(self) -> bool:
         """Whether the run has not ended and no process of this machine drives it."""
-        return self._tasks.state.ended is None and (self._path.flow, self._path.run) not in driven_here(self._place.store)
+        return self._tasks.state.ended is None and (self._path.flow, self._path.run) not in self._place.driven()
 
 
 class _Tasks:

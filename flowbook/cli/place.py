@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from flowbook.spec.flow import Spec
     from flowbook.store.base import Store
 
+PING_S = 2.0  # for an engine to say which runs it drives
+
 
 @dataclass(frozen=True)
 class RunPath:
@@ -107,6 +109,18 @@ class Place:
             newest = ids[::-1]
             raise DefinitionError(Finding("", f"there is no run {run!r} of {flow}", meant(run, newest, f"Runs of {flow}, newest first")))
         return run
+
+    def driven(self) -> set[tuple[str, str]]:
+        """The runs that processes of this machine drive now: flow and run."""
+        from flowbook.engine import registry
+        from flowbook.kernel.engine import ping
+
+        try:
+            engines = [entry for _, entry in registry.entries(self.store)]
+        except (OSError, StoreError):
+            return set()
+        answers = [ping(entry.socket, PING_S) for entry in engines]
+        return {(str(flow), str(run)) for answer in answers for flow, run in (answer or {}).get("runs", ())}
 
     def spec(self, flow: str, run: str) -> Spec:
         """What `run.json` holds. Raises StoreError, naming the key, if it is damaged."""

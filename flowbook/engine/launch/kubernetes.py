@@ -43,6 +43,7 @@ LISTEN_S = 1.0  # after a container has started: its worker is not up before, an
 RECONNECT_S = 2.0  # at most, between two tries to hear a pod: at first its worker is not up yet
 SNAPSHOT_S = 5.0  # between two looks at stored cards, where they cannot come live
 IMAGE_S = 120.0  # for which an image may be refused before the attempt is given up
+LOOK_S = 0.5  # between two looks at pods that nobody follows, and that are to go
 QUOTA_S = 5.0  # between two tries while a quota is used up
 EVENTS_S = 2.0  # after which the events of a pod are looked at that its node does not get ready; then ever more rarely
 LEAVING_S = 30.0  # beyond its grace, for which a pod may be on its way out; then its node is taken for dead
@@ -754,6 +755,25 @@ def _remove_run(api: Api, namespace: str, label: str, anchored: bool) -> None:
             api.delete(f"{path}/{pod['metadata']['name']}")
     if anchored:
         api.delete(f"/api/v1/namespaces/{namespace}/configmaps/{label}", {"propagationPolicy": "Background"})
+
+
+def running(api: Api, store: Store, flow: str, run: str, namespace: str) -> list[str]:
+    """The names of a run's pods that are not over. Raises ClusterError."""
+    query = {"labelSelector": f"{podspec.LABEL}/run={podspec.run_label(place_of(store), flow, run)}"}
+    pods = api.get(f"/api/v1/namespaces/{namespace}/pods", query)["items"]
+    return [pod["metadata"]["name"] for pod in pods if not podstatus.is_over(pod)]
+
+
+def remove_run(api: Api, store: Store, flow: str, run: str, namespace: str) -> None:
+    """Remove the pods of a run that nobody follows, and wait until none of them runs any more. Raises ClusterError."""
+    label = podspec.run_label(place_of(store), flow, run)
+    _remove_run(api, namespace, label, anchored=False)
+    _quietly(api.delete, f"/api/v1/namespaces/{namespace}/configmaps/{label}", {"propagationPolicy": "Background"})
+    until = time.monotonic() + podspec.GRACE_S + LEAVING_S
+    while (left := running(api, store, flow, run, namespace)) and time.monotonic() < until:
+        time.sleep(LOOK_S)
+    if left:
+        raise ClusterError(f"pod {left[0]} of run {run} was to go and never did: its node does not answer")
 
 
 def _quietly(act: Callable[..., None], *args: Any) -> None:

@@ -1,0 +1,96 @@
+"""A run that was left open by an engine that is gone, while its pods go on: what `resume` of it does.
+
+A resume that would do the same takes the run itself over (cli/run.py), with the pods that it has. One that would not begins a new run;
+what still runs of the old one is then stopped before, so that no step does its work twice. Runs on this machine died with their engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowbook.cli.place import Place
+from flowbook.engine.launch.placing import with_kubernetes
+from flowbook.engine.launch.podspec import in_cluster
+from flowbook.engine.scheduler import Machine, Run
+from flowbook.engine.scheduler import Place as Surroundings
+from flowbook.errors import DefinitionError, Finding
+from flowbook.spec.flow import Spec, Step
+from flowbook.store import garbage
+
+
+def must_not_run(place: Place, flow: str, run: str) -> None:
+    """Raises DefinitionError for a run that a process of this machine drives: to resume it would be to do the same twice."""
+    if (flow, run) in place.driven():
+        how = f"Wait for its end, or stop it (Ctrl-C where it was started). `{place.spell('run')}` starts another run."
+        raise DefinitionError(Finding("resume", f"run {run} of {flow} is running, in another process of this machine", how))
+
+
+def left_open(place: Place, origin: Spec) -> bool:
+    """Whether this run may have pods in a cluster that nobody follows."""
+    if place.settings.cluster is None or not any(in_cluster(step.options) for step in origin.steps):
+        return False
+    return garbage.is_open(place.store, origin.flow, origin.run) and (origin.flow, origin.run) not in place.driven()
+
+
+def changed(spec: Spec, origin: Spec, given: argparse.Namespace) -> str | None:
+    """Why `spec`, as it was asked for, is not the same work as `origin`; None if it is."""
+    from flowbook.build import same_work
+
+    if given.step:
+        return f"step {given.step} is to run again"
+    if given.params and spec.params != origin.params:
+        return "its parameters were changed"
+    if given.max_workers and given.max_workers != origin.max_parallel:
+        return "--max-workers was changed"
+    before = {step.name: step for step in origin.steps}
+    alike = dataclasses.replace(spec, steps=tuple(_where_it_ran(step, before.get(step.name)) for step in spec.steps))
+    return None if same_work(alike, origin) else "the flow, or what it was started with, has changed"
+
+
+def _where_it_ran(step: Step, before: Step | None) -> Step:
+    """The step with the arguments of --with kubernetes with which it was started, unless others are given."""
+    arguments = dict(before.options.extra).get("kubernetes") if before is not None else None
+    return step if arguments is None else dataclasses.replace(step, options=with_kubernetes(step.options, json.loads(arguments)))
+
+
+def stop(place: Place, origin: Spec, cluster: Mapping[str, Any] | None, why: str) -> None:
+    """Stop the pods of a run that was left open, and close it. Says so. Raises DefinitionError if somebody else drives it."""
+    from flowbook.engine.launch import kubernetes
+    from flowbook.engine.launch.apiserver import Api
+
+    cluster = cluster or place.settings.cluster
+    assert cluster is not None
+    api = Api.connect(cluster.get("context"))
+    own = [json.loads(dict(step.options.extra)["kubernetes"]).get("namespace") for step in origin.steps if in_cluster(step.options)]
+    namespaces = sorted({each or cluster.get("namespace") or api.namespace for each in own})
+    count = sum(len(kubernetes.running(api, place.store, origin.flow, origin.run, each)) for each in namespaces)
+    pods = f"its {count} pod{'s' if count > 1 else ''} {'are' if count > 1 else 'is'} stopped first" if count else "it is closed"
+    print(f"run {origin.run} was left open by an engine that is gone: {pods}, since {why}", file=sys.stderr, flush=True)
+    if (trouble := asyncio.run(_stop(place, origin, cluster))) is not None:
+        raise DefinitionError(Finding("resume", f"run {origin.run} could not be stopped: {trouble}"))
+    for each in namespaces:
+        kubernetes.remove_run(api, place.store, origin.flow, origin.run, each)
+
+
+async def _stop(place: Place, origin: Spec, cluster: Mapping[str, Any]) -> str | None:
+    """As an engine that goes on with the run, and is asked to stop it; what has finished meanwhile is kept. Gives why it could not."""
+    folder = Path(tempfile.mkdtemp(prefix="flowbook-"))
+    machine = Machine(folder=folder)
+    surroundings = Surroundings(dict(os.environ), str(Path.cwd()), tuple(sys.path), cluster)
+    run = Run(place.store, origin.flow, origin.run, machine, surroundings, adopt=True)
+    run.stop()
+    try:
+        return None if await run.drive() is not None else run.last_trouble
+    finally:
+        machine.close()
+        shutil.rmtree(folder, ignore_errors=True)
