@@ -477,7 +477,7 @@ def test_an_end_by_a_signal_takes_the_pod_away(
     doctored: Doctored, home: Path, number: signal.Signals, code: int, word: str, background: bool
 ) -> None:
     command = [sys.executable, "-m", "flowbook", "doctor", "--pod", "--with", "kubernetes:cpu=900"]
-    if background:  # Ctrl-C is ignored then
+    if background:  # SIGINT is ignored then
         command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
     with subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -53,12 +53,11 @@ def _heeding_signals() -> Iterator[list[int]]:
 
     def interrupt(number: int, frame: object) -> None:
         came.append(number)
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so
-            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)  # where asyncio runs, it cancels in good order
 
     heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
     before = {number: signal.signal(number, interrupt) for number in heeded}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job has not
     try:
         yield came
     finally:
