@@ -26,8 +26,9 @@ from flowbook.engine.launch import kubernetes, podspec
 from flowbook.spec.flow import Card, Retry
 from tests.cluster.cluster import S3, Cluster, Namespace
 from tests.cluster.conftest import not_here
-from tests.cluster.stages import credentials, environ_of, here, make_secret, new_bucket, stage_on
+from tests.cluster.stages import LIMIT_S, credentials, environ_of, eventually, here, make_secret, new_bucket, stage_on
 from tests.cluster.test_cluster import pod
+from tests.launchers.left import Left
 from tests.launchers.stage import SMALL, Stage, cell, named, until
 
 pytestmark = pytest.mark.slow
@@ -497,3 +498,30 @@ def test_a_flow_file_in_a_pod_runs_its_steps_in_pods(cluster: Cluster, namespace
     printed = namespace.kube.run("logs", "inside")
     assert ended == "Succeeded" and "the sum is 6" in printed, printed
     assert not namespace.kube.get("pods", "-l", "flowbook/flow=insideflow")["items"]
+
+
+def test_a_run_whose_process_was_killed_is_taken_over_with_its_pods(
+    cluster: Cluster, namespace: Namespace, bucket: S3, tmp_path: Path, claim: tuple[str, Path]
+) -> None:
+    """By the command line; the items count on a volume how often they begin."""
+    name, folder = claim
+    env = here(namespace, tmp_path, environ_of(bucket, cluster.image, FLOWBOOK_KUBERNETES_SCALE="0.01"))
+    left = Left(folder, env, "/data", f"@kubernetes(persistent_volume_claims={{{name!r}: '/data'}})")
+
+    def train() -> set[str]:
+        pods = namespace.kube.get("pods", "-l", "flowbook/flow=leftflow")["items"]
+        return {each["metadata"]["uid"] for each in pods if each["metadata"]["annotations"]["flowbook/step"] == "train"}
+
+    left.kill()
+    before = train()
+    resumed = subprocess.Popen([sys.executable, "left.py", "resume"], cwd=folder, env=left.env, stdout=-1, stderr=-1, text=True)
+    eventually(lambda: left.runs() == {"1": "running"} or resumed.poll() is not None, "the new engine")
+    seen = train()
+    left.go()
+    printed, trouble = resumed.communicate(timeout=LIMIT_S)
+
+    assert resumed.returncode == 0 and "the sum is 60" in printed, printed + trouble
+    assert "the engine of run 1 was gone" in printed and len(before) == 3 and seen == before
+    assert left.begun() == {"begun-1": 1, "begun-2": 1, "begun-3": 1}
+    assert left.runs() == {"1": "succeeded"}
+    assert not namespace.kube.get("pods", "-l", "flowbook/flow=leftflow")["items"]

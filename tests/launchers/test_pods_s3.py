@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,8 @@ from flowbook.store import layout
 from flowbook.store.base import open_store
 from tests.kernel.conftest import Notebook
 from tests.launchers.fake_cluster import Denied, FakeCluster
-from tests.launchers.stage import LIMIT_S, Stage, cell, sweep
+from tests.launchers.left import Left, eventually
+from tests.launchers.stage import Stage, cell, sweep
 from tests.stores.s3_server import Server, serve
 
 SEED = Path(__file__).parent.parent / "seed"
@@ -175,114 +175,18 @@ def test_a_cluster_that_is_not_there_ends_a_command_before_there_is_a_run(stage:
 
 # ---- a run of the command line that was killed -----------------------------------------------------------------------------------
 
-LEFT = """
-import os, time
-from flowbook import FlowSpec, Parameter, step
-
-
-class LeftFlow(FlowSpec):
-    alpha = Parameter("alpha", default=1)
-
-    @step
-    def start(self):
-        self.items = [1, 2, 3]
-        self.next(self.train, foreach="items")
-
-    @step
-    def train(self):
-        with open(f"{FOLDER}/begun-{self.input}", "a") as begun:
-            begun.write("x")
-        while not os.path.exists(f"{FOLDER}/go"):
-            time.sleep(0.02)
-        self.y = self.input * 10 * self.alpha
-        self.next(self.join)
-
-    @step
-    def join(self, inputs):
-        print("the sum is", sum(each.y for each in inputs))
-        self.next(self.end)
-
-    @step
-    def end(self):
-        pass
-
-
-if __name__ == "__main__":
-    LeftFlow()
-"""
-
-
-def eventually(look: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not look():
-        assert time.monotonic() < deadline, f"{what} never came"
-        time.sleep(0.02)
-
-
-class Left:
-    """A folder with a flow whose pods wait for a file there, and count there how often they have begun."""
-
-    def __init__(self, folder: Path, stage: Stage, environ: dict[str, str]) -> None:
-        self.folder, self.stage, self.env = folder, stage, {**os.environ, **environ}
-        self.file = folder / "left.py"
-        self.file.write_text(LEFT.replace("{FOLDER}", str(folder)))
-
-    def start(self) -> subprocess.Popen[str]:
-        """A run whose three pods are at work."""
-        command = [sys.executable, "left.py", "--with", "kubernetes", "run"]
-        process = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=-1, stderr=subprocess.STDOUT, text=True)
-        try:
-            eventually(lambda: len(self.begun()) == 3 or process.poll() is not None, "the pods")
-            assert process.poll() is None, process.communicate()
-        except BaseException:
-            process.kill()
-            raise
-        return process
-
-    def kill(self) -> None:
-        process = self.start()
-        process.kill()
-        process.communicate()
-
-    def begun(self) -> dict[str, int]:
-        return {file.name: len(file.read_text()) for file in sorted(self.folder.glob("begun-*")) if file.read_text()}
-
-    def go(self) -> None:
-        (self.folder / "go").touch()
-
-    def go_when_gone(self, names: list[str]) -> None:
-        """Let pods that come after these work; these must never go on."""
-
-        def wait() -> None:
-            eventually(lambda: not set(names) & set(self.stage.cluster.names()), "the end of the pods")
-            self.go()
-
-        threading.Thread(target=wait, daemon=True).start()
-
-    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "left.py", *words], cwd=self.folder, env=self.env, capture_output=True, text=True)
-
-    def runs(self) -> dict[str, str]:
-        found = [json.loads(line) for line in self("runs", "--json").stdout.splitlines()]
-        return {each["run"]: each["state"] for each in found}
-
-    def pods(self) -> list[str]:
-        """The steps whose pods there ever were."""
-        made = {pod["metadata"]["name"]: pod["metadata"]["annotations"] for _, _, pod in self.stage.cluster.events}
-        return sorted(f"{notes['flowbook/run']}/{notes['flowbook/step']}" for notes in made.values())
-
 
 @pytest.fixture
-def left(stage: Stage, environ: dict[str, str], tmp_path: Path) -> Left:
+def left(environ: dict[str, str], tmp_path: Path) -> Left:
     folder = tmp_path / "left"
     folder.mkdir()
-    return Left(folder, stage, environ)
+    return Left(folder, environ)
 
 
 @pytest.mark.parametrize(
     "words", [("--with", "kubernetes", "resume"), ("resume", "--origin-run-id", "1"), ("resume", "--alpha", "1")], ids=" ".join
 )
-def test_a_run_whose_process_was_killed_is_taken_over_with_its_pods(left: Left, words: tuple[str, ...]) -> None:
+def test_a_run_whose_process_was_killed_is_taken_over_with_its_pods(stage: Stage, left: Left, words: tuple[str, ...]) -> None:
     left.kill()
     left.go()
     done = left(*words)
@@ -291,9 +195,11 @@ def test_a_run_whose_process_was_killed_is_taken_over_with_its_pods(left: Left, 
     assert "the engine of run 1 was gone: this process goes on with it, and with its pods" in done.stdout.splitlines()
     assert "the sum is 60" in done.stdout and "run 1 of LeftFlow succeeded" in done.stdout
     assert left.begun() == {"begun-1": 1, "begun-2": 1, "begun-3": 1}
-    assert left.pods() == ["1/end", "1/join", "1/start", "1/train", "1/train", "1/train"]
+    made = {pod["metadata"]["name"]: pod["metadata"]["annotations"] for _, _, pod in stage.cluster.events}
+    steps = ["1/end", "1/join", "1/start", "1/train", "1/train", "1/train"]
+    assert sorted(f"{notes['flowbook/run']}/{notes['flowbook/step']}" for notes in made.values()) == steps
     assert left.runs() == {"1": "succeeded"}
-    assert not left.stage.cluster.names()
+    assert not stage.cluster.names()
 
 
 def test_tags_of_a_resume_are_tags_of_the_run_that_it_takes_over(left: Left) -> None:
@@ -312,20 +218,29 @@ def test_tags_of_a_resume_are_tags_of_the_run_that_it_takes_over(left: Left) -> 
     ],
     ids=["parameter", "step", "code"],
 )
-def test_a_resume_that_does_something_else_stops_the_pods_of_the_run_that_was_left(left: Left, words: tuple[str, ...], why: str) -> None:
+def test_a_resume_that_does_something_else_stops_the_pods_of_the_run_that_was_left(
+    stage: Stage, left: Left, words: tuple[str, ...], why: str
+) -> None:
     left.kill()
     if not words:
         left.file.write_text(left.file.read_text().replace("* 10", "* 20"))
-    before = left.stage.cluster.names()
-    left.go_when_gone(before)
+    before = set(stage.cluster.names())
+
+    def go() -> None:
+        eventually(lambda: not before & set(stage.cluster.names()), "the end of the pods")
+        left.go()
+
+    going = threading.Thread(target=go)
+    going.start()
     done = left("resume", *words)
+    going.join()
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"run 1 was left open by an engine that is gone: its 3 pods are stopped first, since {why}" in done.stderr
     assert f"the sum is {60 if words == ('train',) else 120}" in done.stdout
     assert left.runs() == {"2": "succeeded", "1": "stopped"}
     assert left.begun() == {"begun-1": 2, "begun-2": 2, "begun-3": 2}
-    assert not left.stage.cluster.names()
+    assert not stage.cluster.names()
 
 
 def test_a_run_that_another_terminal_drives_is_not_resumed(left: Left) -> None:
