@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowbook._version import __version__ as __version__
+    from flowbook.client import DataArtifact as DataArtifact
+    from flowbook.client import Flow as Flow
+    from flowbook.client import Metaflow as Metaflow
+    from flowbook.client import Run as Run
+    from flowbook.client import Step as Step
+    from flowbook.client import Task as Task
+    from flowbook.client import namespace as namespace
     from flowbook.errors import FlowbookError as FlowbookError
     from flowbook.errors import StepFailed as StepFailed
     from flowbook.kernel.api import flow as flow
@@ -50,15 +57,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "DataArtifact",
     "Directory",
     "File",
+    "Flow",
     "FlowSpec",
     "FlowbookError",
     "IncludeFile",
     "JSONType",
+    "Metaflow",
     "Parameter",
+    "Run",
     "Runner",
+    "Step",
     "StepFailed",
+    "Task",
     "__version__",
     "card",
     "catch",
@@ -72,6 +85,7 @@ __all__ = [
     "flow",
     "kubernetes",
     "load_checkpoint",
+    "namespace",
     "parallel",
     "project",
     "pypi",
@@ -90,15 +104,21 @@ __all__ = [
 
 _WHERE = {
     "Config": "flowbook.spec.parameters",
+    "DataArtifact": "flowbook.client",
     "Directory": "flowbook.store.values",
     "File": "flowbook.store.values",
+    "Flow": "flowbook.client",
     "FlowSpec": "flowbook.spec.flowspec",
     "FlowbookError": "flowbook.errors",
     "IncludeFile": "flowbook.spec.parameters",
     "JSONType": "flowbook.spec.parameters",
+    "Metaflow": "flowbook.client",
     "Parameter": "flowbook.spec.parameters",
+    "Run": "flowbook.client",
     "Runner": "flowbook.runner",
+    "Step": "flowbook.client",
     "StepFailed": "flowbook.errors",
+    "Task": "flowbook.client",
     "__version__": "flowbook._version",
     "card": "flowbook.spec.decorators",
     "catch": "flowbook.spec.decorators",
@@ -112,6 +132,7 @@ _WHERE = {
     "flow": "flowbook.kernel.api",
     "kubernetes": "flowbook.spec.decorators",
     "load_checkpoint": "flowbook.worker.checkpoint",
+    "namespace": "flowbook.client",
     "parallel": "flowbook.spec.decorators",
     "project": "flowbook.spec.decorators",
     "pypi": "flowbook.spec.decorators",

@@ -218,6 +218,13 @@ def test_every_public_name_of_the_package_is_there_and_no_other() -> None:
         flowbook.nothing  # noqa: B018
 
 
+def test_the_client_is_there_by_its_names_in_metaflow_and_loaded_only_when_asked_for() -> None:
+    code = "import sys, flowbook; before = 'flowbook.client' in sys.modules; from flowbook import Flow, Run, Step, Task, client; "
+    code += "print(before, Flow is client.Flow, Run is client.Run, Step is client.Step, Task is client.Task)"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False True True True True\n"
+
+
 def test_the_version_is_said_the_same_everywhere() -> None:
     assert flowbook.__version__ == importlib.metadata.version("flowbook")
     assert flowbook.__version__ in (ROOT / "CHANGELOG.md").read_text()
