@@ -270,6 +270,7 @@ class Doctored:
 
     def __init__(self, fake: FakeCluster) -> None:
         self.fake, self.allowed, self.accounts = fake, set(rights.asked()), {"steps"}
+        self.roles: dict[str, str] = {}  # of accounts
         fake.answers = self.answer
 
     def answer(self, method: str, path: str, body: Any) -> Any:
@@ -287,7 +288,8 @@ class Doctored:
                 raise Denied(403, "Forbidden", "you may not see it")
             if name not in (self.fake.secrets if kind == "secrets" else self.accounts):
                 raise Denied(404, "NotFound", f'{kind} "{name}" not found')
-            return {"metadata": {"name": name}, "data": dict.fromkeys(self.fake.secrets.get(name, ()), "x")}
+            notes = {"eks.amazonaws.com/role-arn": self.roles[name]} if name in self.roles else {}
+            return {"metadata": {"name": name, "annotations": notes}, "data": dict.fromkeys(self.fake.secrets.get(name, ()), "x")}
         return None
 
 
@@ -394,7 +396,15 @@ def test_secrets_and_accounts_that_pods_need_are_looked_for(
 
     monkeypatch.delenv("FLOWBOOK_KUBERNETES_SECRET")
     monkeypatch.delenv("FLOWBOOK_KUBERNETES_SERVICE_ACCOUNT")
-    assert "! pods get no credentials for the store" in doctor(capsys)[1]
+    code, text = doctor(capsys)
+    assert code == 1 and "✗ pods get no credentials for the store" in text, text
+    assert "kubectl create secret generic flowbook-store -n team" in text and "FLOWBOOK_KUBERNETES_SECRET=flowbook-store" in text
+
+    doctored.accounts |= {"default"}
+    assert "✗ pods get no credentials" in doctor(capsys)[1]
+    doctored.roles["default"] = "arn:aws:iam::1:role/steps"
+    code, text = doctor(capsys)
+    assert code == 0 and "✓ service account default, with the role arn:aws:iam::1:role/steps" in text, text
 
 
 def test_a_pod_is_tried_and_nothing_is_left_of_it(doctored: Doctored, capsys: pytest.CaptureFixture[str], server: Server) -> None:

@@ -219,29 +219,32 @@ class Look:
     def needs(self) -> Iterator[Found]:
         own = json.loads(dict(self.step.options.extra)["kubernetes"])
         account = own.get("service_account") or self.cluster.service_account
-        role = None
-        if account:
-            found = self._get("serviceaccounts", account)
-            role = ((found or {}).get("metadata", {}).get("annotations") or {}).get("eks.amazonaws.com/role-arn")
-            if found is not None:
-                yield Found("ok", f"service account {account}" + (f", with the role {role}" if role else ""))
+        found = self._get("serviceaccounts", account or "default")
+        role = ((found or {}).get("metadata", {}).get("annotations") or {}).get("eks.amazonaws.com/role-arn")
+        if found is not None and (account or role):
+            yield Found("ok", f"service account {account or 'default'}" + (f", with the role {role}" if role else ""))
         if self.cluster.secret:
             yield from self._secret(self.cluster.secret)
-        elif not account and not own.get("secrets"):
+        elif not account and not role and not own.get("secrets") and self.store.describe()["kind"] == "s3":
             yield Found(
-                "warn",
-                "pods get no credentials for the store, unless the namespace's account `default` has a role",
-                "Name a Secret that holds them in kubernetes_secret, or an account with a role in kubernetes_service_account.",
+                "warn" if self._pod else "bad",  # the pod itself tells: a node may give it a role
+                "pods get no credentials for the store: neither kubernetes_secret nor kubernetes_service_account is set",
+                "Make a Secret that holds them and name it: FLOWBOOK_KUBERNETES_SECRET=flowbook-store. Or name an account with a role in "
+                "kubernetes_service_account. If nodes give pods a role, `--pod` shows it.",
+                self._make_secret("flowbook-store"),
             )
         image = podspec.image_of(self.ask, self.cluster)
         if not self._pod:
             yield Found("ok", f"image {image}; whether nodes can pull it, and pods reach the store, only a pod shows: `--pod` tries one")
 
-    def _secret(self, name: str) -> Iterator[Found]:
-        make = (
+    def _make_secret(self, name: str) -> str:
+        return (
             f"kubectl create secret generic {name} -n {self.namespace} \\\n"
             "    --from-literal=AWS_ACCESS_KEY_ID=… --from-literal=AWS_SECRET_ACCESS_KEY=…"
         )
+
+    def _secret(self, name: str) -> Iterator[Found]:
+        make = self._make_secret(name)
         try:
             found = self.api.get(f"/api/v1/namespaces/{self.namespace}/secrets/{name}")
         except Refused as refused:
