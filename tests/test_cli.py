@@ -27,6 +27,7 @@ from flowbook.cli import (
     WRONG,
     arguments,
     commands,
+    failure,
     place,
     program,
     single,
@@ -360,6 +361,71 @@ def test_of_many_failures_a_few_are_told_and_all_are_counted() -> None:
     assert len(failures) == MOST_FAILURES and failures[0] == "train[0] (item 0) failed in attempt 1: ValueError: bad 0"
     assert stage.lines[-1].startswith("train ended: 0 of 100 tasks, 100 failed")
     assert "(more failures of this step are only counted)" in stage.lines
+
+
+NO_NODE = "no node for cpu 900, memory 4096M yet: 0/1 nodes are available: 1 Insufficient cpu. If none is being made, ask for less, or wait"
+
+
+def waits(stage: Stage, i: int) -> None:
+    hint = {"say": "frame", "f": "phase", "step": "train", "index": [i], "attempt": 0, "phase": "queued", "why": NO_NODE}
+    stage.screen.hint(hint, None)  # type: ignore[arg-type]
+
+
+def test_what_several_tasks_say_is_told_once_and_counted() -> None:
+    stage = Stage(3)
+    for i in range(3):
+        stage.happened(events.launched(Task("train", (i,)), 3))
+        waits(stage, i)
+    for i in range(3):
+        error = {"reason": "lost", "message": f"{NO_NODE}. It has waited for 60 s, and is given up"}
+        stage.happened(events.failed(Task("train", (i,)), 4, error=error))
+
+    assert stage.lines[4:] == [
+        f"train[0] is queued: {NO_NODE}",
+        "train[0] failed in attempt 1: as told above. It has waited for 60 s, and is given up",
+        "(2 more waits of train with the same words)",
+        "(2 more failures of train with the same words)",
+        "train ended: 0 of 3 tasks, 3 failed, 1.0 s",
+    ]
+    first = failure.first_failure(stage.spec, stage.state)
+    assert first and stage.screen.briefly(failure.headline(stage.spec, first)).endswith(
+        "as told above. It has waited for 60 s, and is given up"
+    )
+
+
+def test_a_long_error_that_a_task_has_printed_is_not_told_again(tmp_path: Path) -> None:
+    stage, why = Stage(2), "the image lacks " + ", ".join(f"package{i}" for i in range(20))
+    for i, printed in enumerate([f"ImageError: {why}\n", "nothing of it\n"]):
+        (tmp_path / "output").write_text(printed)
+        stage.happened(events.launched(Task("train", (i,)), 3))
+        stage.screen.output(Task("train", (i,)), 0, tmp_path / "output")
+        error = {"type": "ImageError", "message": f"{why}{'' if i == 0 else ', and torch'}"}
+        stage.happened(events.failed(Task("train", (i,)), 4, error=error))
+
+    assert [line for line in stage.lines if "failed in attempt" in line] == [
+        "train[0] failed in attempt 1: as told above",
+        "train[1] failed in attempt 1: as told above, and torch",
+    ]
+
+
+def test_short_errors_stand_whole_wherever_they_are_told() -> None:
+    stage = Stage(1)
+    stage.train(0, events.failed, error={"type": "ValueError", "message": "bad"})
+
+    assert stage.screen.briefly("error: ValueError: bad") == "error: ValueError: bad"
+
+
+def test_a_run_that_fails_says_a_long_error_once_on_a_terminal_and_whole_where_only_errors_are_read(shell: Shell) -> None:
+    shell.write("dies.py", ONE.format(name="DiesFlow", body="raise ValueError('bad ' * 60 + 'end')") + "DiesFlow()")
+    command = [sys.executable, "dies.py", "run"]
+    both = subprocess.run(
+        command, cwd=shell.folder, env=shell.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    apart = shell("dies.py", "run")
+
+    assert both.returncode == apart.returncode == FAILED
+    assert "error: only of run 1, at dies.py, line" in both.stdout and ": as told above\n" in both.stdout, both.stdout
+    assert "error: only of run 2, at dies.py, line" in apart.stderr and "ValueError: bad bad" in apart.stderr.partition("error: ")[2]
 
 
 def test_what_was_taken_over_is_counted_whole_also_if_the_screen_hears_of_it_late() -> None:
@@ -908,6 +974,29 @@ def test_a_run_is_running_until_its_process_is_gone_and_open_then(shell: Shell) 
     assert "the process that drove the run is gone" in said and "`python waits.py resume --origin-run-id 1`" in said
     shell.write("go", "")
     assert shell("waits.py", "resume", "--origin-run-id", "1").returncode == SUCCEEDED
+
+
+def test_a_run_of_another_terminal_is_stopped_and_one_that_was_left_open_is_closed(shell: Shell) -> None:
+    body = "import time; print('ready', flush=True); time.sleep(600)"
+    shell.write("waits.py", ONE.format(name="WaitsFlow", body=body) + "WaitsFlow()")
+    process = shell.start("waits.py", "run")
+    until(process, "ready")
+    refused = shell("waits.py", "resume")
+    assert refused.returncode == WRONG and "run 1 of WaitsFlow is running, in another process of this machine" in refused.stderr
+    stopped = shell("waits.py", "stop")
+    assert (stopped.returncode, stopped.stdout) == (SUCCEEDED, "run 1 of WaitsFlow: asked to stop\n")
+    assert "was stopped from elsewhere" in process.communicate()[1] and process.returncode == FAILED
+
+    process = shell.start("waits.py", "run")
+    until(process, "ready")
+    process.kill()
+    process.communicate()
+    closed = shell.flowbook("stop", "WaitsFlow/2")
+    assert closed.returncode == SUCCEEDED and "run 2 of WaitsFlow was stopped; what had succeeded is kept" in closed.stdout
+    assert [json.loads(line)["state"] for line in shell("waits.py", "runs", "--json").stdout.splitlines()] == ["stopped", "stopped"]
+    assert "run 2 of WaitsFlow has already ended" in shell("waits.py", "stop").stdout
+    wrong = shell("waits.py", "stop", "7")
+    assert wrong.returncode == WRONG and "there is no run '7' of WaitsFlow" in wrong.stderr
 
 
 def test_without_a_file_the_store_is_asked_by_the_flows_name(done: Shell) -> None:

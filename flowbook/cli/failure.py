@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flowbook.cli.text import clean, has_colours, styled
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 TAIL_LINES = 20
 
 
-def text(spec: Spec, state: RunState | None, place: Place, trouble: str = "") -> str:
-    """All of it, as one text. `trouble` is what kept the run from being driven to its end."""
+def text(spec: Spec, state: RunState | None, place: Place, trouble: str = "", briefly: Callable[[str], str] = str) -> str:
+    """All of it, as one text. `trouble` is what kept the run from being driven to its end; `briefly` leaves out what stands above."""
     colours = has_colours(sys.stderr)
     word = styled("error", "bold red", colours)
     first = first_failure(spec, state) if state is not None else None
@@ -26,11 +27,13 @@ def text(spec: Spec, state: RunState | None, place: Place, trouble: str = "") ->
         return "\n".join([*lines, f"`{place.spell('resume')}` runs only what is missing."])
     error: dict[str, Any] = first.error or {}
     name = task_name(first.task.step, first.task.index)
-    parts = [str(error.get("traceback") or "").rstrip()]
-    tail = [clean(line, colours) for line in str(error.get("output_tail") or "").strip().splitlines()][-TAIL_LINES:]
-    if tail:
+    why = reason(error).strip()
+    traceback, printed = (str(error.get(part) or "").strip("\n").rstrip() for part in ("traceback", "output_tail"))
+    parts = [traceback] if traceback.strip() != why else []  # a worker that could not begin has none of the user's
+    tail = [clean(line, colours) for line in printed.strip().splitlines()][-TAIL_LINES:]
+    if tail and printed.strip() != why:
         parts += [f"last lines printed by {name}:", *(f"    {line}" for line in tail)]
-    parts += [f"{word}: {headline(spec, first)}", _way_on(spec, state, first.task.step, place)]
+    parts += [f"{word}: {briefly(headline(spec, first))}", _way_on(spec, state, first.task.step, place)]
     return "\n".join(part for part in parts if part)
 
 

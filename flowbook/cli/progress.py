@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from flowbook.cli.failure import reason
 from flowbook.cli.text import STEP_COLOURS, clean, has_colours, styled
 from flowbook.engine.events import Task, task_of
-from flowbook.spec.amounts import seconds_text
+from flowbook.spec.amounts import counted, seconds_text
 from flowbook.spec.flow import Spec, task_name
 from flowbook.store import layout
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 CHUNK = 1_000_000  # bytes of output read at once
 LINE_LIMIT = 10_000  # characters; a longer line is shown in pieces
+LONG = 100  # characters: what is longer, or has lines, is told once
+AS_TOLD = "as told above"
+PRINTED, PRINTED_LINES = 20_000, 200  # characters and lines kept of what a task printed last, to know whether its error was among it
 MOST_FAILURES = 5  # told one by one, of one step; so are retries and warnings
 PAINT_S = 0.2
 PATIENCE_S = 0.7  # a run that is over sooner needs no table
@@ -52,6 +55,8 @@ class StepLine:
     begun: float | None = None  # seconds since the epoch, as the events have it
     last: float | None = None
     told: dict[str, int] = field(default_factory=dict)  # kind of line → times it was, or would have been, said
+    first: dict[tuple[str, str], Task] = field(default_factory=dict)  # kind of line, its words → of whom they were said
+    same: dict[str, int] = field(default_factory=dict)  # kind of line → times it was not said, since another task had the same words
     starts: bool = False  # a task of it was launched
     done: bool = False
 
@@ -79,6 +84,8 @@ class Screen:
         self._broken = False
         self._trouble = ""
         self._waits: dict[Task, str] = {}  # of a pod of a cluster
+        self._printed: dict[Task, str] = {}
+        self._told: dict[str, None] = {}  # long passages that stand on the screen
 
     # ---- what the run tells -----------------------------------------------------------------------------------------------
 
@@ -102,6 +109,8 @@ class Screen:
         line.last = event["at"]
         if kind in ("launched", "succeeded", "failed", "lost", "skipped"):
             getattr(self, f"_on_{kind}")(task, event, line, state)
+        if kind in ("succeeded", "failed", "lost", "stopped"):
+            self._printed.pop(task, None)
 
     def _on_launched(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         for note in event.get("notes", ()):
@@ -113,12 +122,20 @@ class Screen:
 
     def _on_failed(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         error = event.get("error") or {}
-        what = reason(error).strip().splitlines()[0] if reason(error).strip() else "failed"
+        why = reason(error).strip() or "failed"
+        if why in self._printed.get(task, ""):
+            self._tell(why)
+        if self._is_same(line, "failures", why, task):
+            return
+        what = self.briefly(why).splitlines()[0]
         item = f" (item {error['item']})" if error.get("item") else ""
         again = state is not None and state.tasks[task].state not in ("failed",)
         tried = " and is tried again" if again else ""
         text = f"{self._name(task.step, task)}{item} failed in attempt {event.get('attempt', 0) + 1}{tried}: {what}"
-        self._some(line, "failures", text, "red")
+        if self._some(line, "failures", text, "red"):
+            line.first.setdefault(("failures", why), task)
+            if what == why:
+                self._tell(why)
 
     def _on_lost(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         self._some(line, "losses", f"{self._name(task.step, task)} was lost and is started again: {event.get('message', '')}", "yellow")
@@ -126,13 +143,31 @@ class Screen:
     def _on_skipped(self, task: Task, event: Mapping[str, Any], line: StepLine, state: RunState | None) -> None:
         line.begun = event["at"] if line.begun is None else line.begun
 
-    def _some(self, line: StepLine, kind: str, text: str, style: str) -> None:
-        """Say it, if not too much of that kind (a word in the plural) was said of the step."""
+    def _is_same(self, line: StepLine, kind: str, words: str, task: Task) -> bool:
+        """Whether these words were said of another task of the step: then they are only counted."""
+        same = line.first.get((kind, words), task) != task
+        if same:
+            line.same[kind] = line.same.get(kind, 0) + 1
+        return same
+
+    def _tell(self, passage: str) -> None:
+        if not self.quiet and (len(passage) > LONG or "\n" in passage):
+            self._told[passage] = None
+
+    def briefly(self, text: str) -> str:
+        """Without the long passages that stand above."""
+        for passage in sorted(self._told, key=len, reverse=True):
+            text = text.replace(passage, AS_TOLD)
+        return text
+
+    def _some(self, line: StepLine, kind: str, text: str, style: str) -> bool:
+        """Say it, if not too much of that kind (a word in the plural) was said of the step. Gives whether it was said."""
         told = line.told[kind] = line.told.get(kind, 0) + 1
         if told <= MOST_FAILURES:
             self.say(styled(text, style, self.colours))
         elif told == MOST_FAILURES + 1:
             self.say(f"(more {kind} of this step are only counted)")
+        return told <= MOST_FAILURES
 
     def settled(self, state: RunState) -> None:
         """All events so far were told: say of each step that has just ended how it went.
@@ -146,6 +181,8 @@ class Screen:
             if any(counts.get(word) for word in OPEN) or not all(self._lines[before].done for before in self._before[name]):
                 continue
             line.done = True
+            for kind, number in line.same.items():
+                self.say(f"({counted(number, f'more {kind[:-1]}', f'more {kind}')} of {self._name(name)} with the same words)")
             if any(counts.get(word) for word in ("succeeded", "failed", "stopped")):
                 self.say(self._ended(name, state, line))
         for name in self._starting:  # after those that have just ended
@@ -178,12 +215,20 @@ class Screen:
             task = task_of(hint)
             if self._waits.get(task) != hint["why"]:
                 self._waits[task] = hint["why"]
-                self._some(self._lines[task.step], "waits", f"{self._name(task.step, task)} is {hint['phase']}: {hint['why']}", "yellow")
+                self._on_waits(task, hint["phase"], hint["why"])
         elif hint["say"] == "output":
             task = task_of(hint)
             live = run.live.get(task)
             if live is not None and live.attempt == hint["attempt"]:
                 self.output(task, live.attempt, live.output)
+
+    def _on_waits(self, task: Task, phase: str, why: str) -> None:
+        line = self._lines[task.step]
+        if self._is_same(line, "waits", why, task):
+            return
+        if self._some(line, "waits", f"{self._name(task.step, task)} is {phase}: {self.briefly(why)}", "yellow"):
+            line.first.setdefault(("waits", why), task)
+            self._tell(why)
 
     def output(self, task: Task, attempt: int, file: Path) -> None:
         """Show what was printed since the last look."""
@@ -210,6 +255,8 @@ class Screen:
             prefix = styled(
                 f"[{self.spec.run}/{task.step}/{layout.task_key(task.index, task.part)}]", self._colour[task.step], self.colours
             )
+            last = b"\n".join(lines[-PRINTED_LINES:])[-PRINTED:].decode("utf-8", "replace")
+            self._printed[task] = f"{self._printed.get(task, '')}\n{last}"[-PRINTED:]
             self._write([f"{prefix} {clean(line.decode('utf-8', 'replace'), self.colours)}" for line in lines])
 
     # ---- writing ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from flowbook.cli import FAILED, INTERRUPTED, SUCCEEDED, TERMINATED, NotConfigur
 from flowbook.cli.place import Place
 from flowbook.cli.program import user_traceback
 from flowbook.cli.progress import Screen, screen_for
-from flowbook.cli.text import meant
+from flowbook.cli.text import meant, one_place
 from flowbook.engine.launch.fork import Begun
 from flowbook.engine.launch.local import Attempt, environment
 from flowbook.engine.scheduler import Machine, Run
@@ -274,7 +274,8 @@ def _told(place: Place, driver: Driver, ended: str | None, seconds: float) -> in
         return FAILED
     state = driver.run.state if driver.run is not None else None
     trouble = driver.run.last_trouble if driver.run is not None else ""
-    print(failure.text(spec, state, place, trouble), file=sys.stderr)
+    briefly = screen.briefly if one_place(screen.stream, sys.stderr) else str  # who reads stderr alone is told all
+    print(failure.text(spec, state, place, trouble, briefly), file=sys.stderr)
     return FAILED
 
 

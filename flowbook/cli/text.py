@@ -22,6 +22,14 @@ def has_colours(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def one_place(one: TextIO, other: TextIO) -> bool:
+    """Whether both are read in one place: a terminal, a file, a pipe."""
+    try:
+        return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
+    except (OSError, ValueError):  # closed, or not of the system
+        return False
+
+
 def styled(text: str, style: str, colours: bool) -> str:
     """``styled("train", "bold red", True)``."""
     codes = [CODES[word] for word in style.split() if word in CODES]

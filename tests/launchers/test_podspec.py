@@ -394,6 +394,18 @@ def test_the_phase_of_a_pod(pod: dict[str, Any], phase: str) -> None:
     assert podstatus.phase_of(pod) == phase
 
 
+@pytest.mark.parametrize(
+    "tail",
+    ["", ".", ". preemption: 0/1 nodes are available", ". no new claims to deallocate,", ". no new claims to deallocate, preemption: 0/1"],
+)
+def test_what_the_scheduler_says_is_cut_cleanly(tail: str) -> None:
+    message = f"0/1 nodes are available: 1 Insufficient cpu{tail}"
+    pod = seen(conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}])
+    waits = podstatus.waits_for(pod)
+
+    assert waits and "yet: 0/1 nodes are available: 1 Insufficient cpu. If none is being made" in waits.why
+
+
 UNFIT = "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes"
 PULL = 'failed to pull and unpack image "docker.io/team/base:1": failed to resolve reference "docker.io/team/base:1": '
 

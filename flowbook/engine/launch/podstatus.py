@@ -95,7 +95,8 @@ def _unscheduled(pod: Pod, reason: str, message: str) -> Waits:
     if reason == "SchedulingGated":
         return Waits("unschedulable", f"something else holds the pod back (a scheduling gate): {message}")
     wants = _wants(pod)
-    nodes = re.sub(r"\s*preemption:.*", "", message).rstrip(". ") or "no node fits"
+    # "no new claims to deallocate" is of the scheduler's dynamic resources, which we do not use
+    nodes = re.sub(r"\s*preemption:.*|\s*no new claims to deallocate\b", "", message).rstrip("., ") or "no node fits"
     return Waits(
         "unschedulable", f"no node for {wants} yet: {nodes}. If none is being made, ask for less, or see the tiers of your settings"
     )
