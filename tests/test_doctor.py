@@ -440,7 +440,7 @@ def test_gc_removes_what_a_killed_doctor_left_of_its_pod(tmp_path: Path) -> None
         ({"FLOWBOOK_KUBERNETES_IMAGE": "private/image:1"}, "may not be pulled: 401 Unauthorized"),
         ({"FLOWBOOK_KUBERNETES_SECRET": "absent"}, "the pod needs the secret 'absent', which its namespace has not"),
         ({"FLOWBOOK_KUBERNETES_SECRET": ""}, "this pod has no credentials for the store"),
-        ({"secret": "wrong"}, "does not give"),
+        ({"secret": "wrong"}, "correct the Secret store (kubernetes_secret)"),
     ],
     ids=["no image", "private image", "no secret", "no credentials", "wrong credentials"],
 )

@@ -382,8 +382,14 @@ def test_a_racy_server_is_found_out_by_doctor(world: World, bucket: S3, monkeypa
     [
         (None, ["the pod needs the secret 'absent', which its namespace has not", "name another"]),
         ({}, ["this pod has no credentials for the store", "Name a Secret that holds them in the setting kubernetes_secret"]),
-        ({"AWS_ACCESS_KEY_ID": OWN, "AWS_SECRET_ACCESS_KEY": "wrong"}, ["to this pod (403)", "Look at the credentials that pods get"]),
-        ({"AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "wrong"}, ["to this pod (40", "Look at the credentials that pods get"]),
+        (
+            {"AWS_ACCESS_KEY_ID": OWN, "AWS_SECRET_ACCESS_KEY": "wrong"},
+            ["to this pod (403)", "Look at the credentials that pods get: correct the Secret "],
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "wrong"},
+            ["to this pod (40", "Look at the credentials that pods get: correct the Secret "],
+        ),
     ],
     ids=["no Secret", "no credentials", "wrong secret", "wrong key"],
 )

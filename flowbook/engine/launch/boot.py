@@ -130,19 +130,21 @@ def signed(store: dict, key: str) -> tuple:  # type: ignore[type-arg]
     return f"{parts.scheme}://{parts.netloc}{path}", headers
 
 
-def fetch(store: dict, key: str) -> bytes:  # type: ignore[type-arg]
+def fetch(store: dict, key: str, secret: str = "") -> bytes:  # type: ignore[type-arg]
+    """`secret`: the name of the Secret with the credentials, for who has to correct them."""
     if store["kind"] == "files":
         with open(store["root"] + "/" + key, "rb") as file:
             return file.read()
     key = "/".join(part for part in (store.get("prefix", "").strip("/"), key) if part)
-    place = f"{store['endpoint']} (bucket {store['bucket']})"
+    place = f"{store['endpoint'].replace('{bucket}', store['bucket'])} (bucket {store['bucket']})"
+    source = f": correct the Secret {secret} (kubernetes_secret)" if secret else " (kubernetes_secret, kubernetes_service_account)"
     for tried in range(TRIES):
         try:
             status, data = ask(*signed(store, key))
             if status == 200:
                 return bytes(data)
             if status not in BUSY or tried == TRIES - 1:
-                mend = "" if status in BUSY else " Look at the credentials that pods get (kubernetes_secret, kubernetes_service_account)."
+                mend = "" if status in BUSY else f" Look at the credentials that pods get{source}."
                 give_up(f"the store {place} does not give {key} to this pod ({status}): {words(data).rstrip('.')}.{mend}")
         except (OSError, http.client.HTTPException) as error:
             if tried == TRIES - 1:
@@ -158,7 +160,7 @@ def main() -> None:
         here = f"{sys.version_info[0]}.{sys.version_info[1]}"
         give_up(f"the image has Python {here}; flowbook needs 3.11 or later. Name another image with --image (@kubernetes(image=…)).")
     runtime = told["runtime"]
-    data = fetch(told["store"], f"blobs/{runtime[:2]}/{runtime}")
+    data = fetch(told["store"], f"blobs/{runtime[:2]}/{runtime}", told.get("credentials", ""))
     if hashlib.sha256(data).hexdigest() != runtime:
         give_up("the runtime in the store is damaged: a new run writes it anew.")
     os.umask(0o077)

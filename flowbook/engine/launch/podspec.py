@@ -447,7 +447,7 @@ def _container(ask: Ask, cluster: Cluster, mounts: list[Json]) -> dict[str, Json
         "name": CONTAINER,
         "image": image_of(ask, cluster),
         "command": [own.get("executable") or "python3", "-c", _boot()],
-        "env": [{"name": name, "value": value} for name, value in _environment(ask).items()],
+        "env": [{"name": name, "value": value} for name, value in _environment(ask, cluster).items()],
         "resources": {"limits": limits(amounts, ask.resources.cpu * cluster.scale), "requests": amounts},
         "securityContext": {**security, **(own.get("security_context") or {})},
         "volumeMounts": mounts,
@@ -462,7 +462,7 @@ def _container(ask: Ask, cluster: Cluster, mounts: list[Json]) -> dict[str, Json
     return container
 
 
-def _environment(ask: Ask) -> dict[str, str]:
+def _environment(ask: Ask, cluster: Cluster) -> dict[str, str]:
     threads = str(max(1, math.ceil(ask.resources.cpu)))
     told = {
         "store": dict(ask.store),
@@ -472,7 +472,7 @@ def _environment(ask: Ask) -> dict[str, str]:
         "python": ask.python,
         "port": PORT,
         "grace_s": GRACE_S - 10,
-    }
+    } | ({"credentials": cluster.secret} if cluster.secret else {})
     return {
         **dict.fromkeys(THREADS, threads),
         "HOME": SCRATCH,
