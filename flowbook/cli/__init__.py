@@ -12,7 +12,7 @@ code: a traceback that is shown is the user's own. Nothing here decides what a r
     leftover.py    a run whose process is gone while its pods go on: taken over, or stopped
     progress.py    what is shown meanwhile: plain lines, or a live table on a terminal
     look.py        commands that read: show, graph, runs, logs, dump, card
-    change.py      commands that write: tag, gc, export
+    change.py      commands that write: tag, stop, gc, export
     doctor.py      doctor: whether all that flowbook needs works here
 """
 

@@ -1,8 +1,9 @@
-"""Commands that write into the store, or a file: tag, gc, export."""
+"""Commands that write into the store, or a file: tag, stop, gc, export."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -48,8 +49,27 @@ def gc(place: Place, given: argparse.Namespace) -> int:
     left = orphans(place.store)
     left_bytes = sum(remove(orphan, dry_run=given.dry_run) for orphan in left)
     lines = told(report, left, left_bytes, time.perf_counter() - begun)
-    print("\n".join([*lines, *swept(place.store, place.settings.cluster, dry_run=given.dry_run)]))
+    swept_lines = swept(place.store, place.settings.cluster, place.driven(), "resume --origin-run-id RUN", dry_run=given.dry_run)
+    print("\n".join([*lines, *swept_lines]))
     return FAILED if report.troubles else SUCCEEDED
+
+
+def stop(place: Place, given: argparse.Namespace) -> int:
+    """``stop [RUN]``: a run that is driven is asked to stop; one that was left open is closed, and its pods with it."""
+    from flowbook.cli import leftover
+    from flowbook.store import garbage, layout
+
+    path = place.path(given.path, ("RUN",))
+    if not garbage.is_open(place.store, path.flow, path.run):
+        print(f"run {path.run} of {path.flow} has already ended")
+    elif (path.flow, path.run) in place.driven():
+        request = json.dumps({"ask": "stop", "step": None, "index": None}).encode()
+        place.store.create(layout.request(path.flow, path.run, f"stop-{time.time_ns()}"), request)
+        print(f"run {path.run} of {path.flow}: asked to stop")
+    else:
+        leftover.stop(place, place.spec(path.flow, path.run))
+        print(f"run {path.run} of {path.flow} was stopped; what had succeeded is kept")
+    return SUCCEEDED
 
 
 def export(place: Place, given: argparse.Namespace) -> int:

@@ -131,6 +131,10 @@ def _test(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _stop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", nargs="?", metavar="RUN", help="the newest if not given")
+
+
 def _gc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=int, metavar="N", help="keep the last N runs; the setting keep_runs if not given")
     parser.add_argument("--all-flows", action="store_true", help="of all flows of the project")
@@ -200,6 +204,7 @@ _TABLE = (
     Command("tag", "Tags of runs.", "change:tag", _tag),
     Command("test", "Run one step alone; nothing is kept.", "single:test", _test, parameters=True),
     Command("package", "The code that goes along with a run.", "look:package", _package),
+    Command("stop", "Stop a run, also one that its process has left open, and its pods.", "change:stop", _stop, loose=True),
     Command("gc", "Remove old runs, and data that nothing refers to.", "change:gc", _gc, loose=True),
     Command("doctor", "Whether all that flowbook needs works here: store, cluster, rights, image.", "doctor:doctor", _doctor, loose=True),
     Command("export", "Write the flow of a notebook as a flow file.", "change:export", _export, loose=True, flowless=True),

@@ -24,6 +24,7 @@ from flowbook.engine.launch.podspec import in_cluster
 from flowbook.engine.scheduler import Machine, Run
 from flowbook.engine.scheduler import Place as Surroundings
 from flowbook.errors import DefinitionError, Finding
+from flowbook.spec.amounts import counted
 from flowbook.spec.flow import Spec, Step
 from flowbook.store import garbage
 
@@ -63,26 +64,36 @@ def _where_it_ran(step: Step, before: Step | None) -> Step:
     return step if arguments is None else dataclasses.replace(step, options=with_kubernetes(step.options, json.loads(arguments)))
 
 
-def stop(place: Place, origin: Spec, cluster: Mapping[str, Any] | None, why: str) -> None:
-    """Stop the pods of a run that was left open, and close it. Says so. Raises DefinitionError if somebody else drives it."""
+def stop(place: Place, origin: Spec, cluster: Mapping[str, Any] | None = None, why: str = "") -> None:
+    """Stop what still runs of a run that was left open, and close it. Says so, with the reason. Raises DefinitionError if it cannot."""
+    steps = [dict(step.options.extra).get("kubernetes") for step in origin.steps]
+    cluster = cluster or place.settings.cluster if any(steps) else None
+    since = f", since {why}" if why else ""
+    said = f"run {origin.run} was left open by a process that is gone"
+    if cluster is None:
+        print(f"{said}: it is closed{since}", file=sys.stderr, flush=True)
+        _close(place, origin, None)
+        return
     from flowbook.engine.launch import kubernetes
     from flowbook.engine.launch.apiserver import Api
 
-    cluster = cluster or place.settings.cluster
-    assert cluster is not None
     api = Api.connect(cluster.get("context"))
-    own = [json.loads(dict(step.options.extra)["kubernetes"]).get("namespace") for step in origin.steps if in_cluster(step.options)]
+    own = [json.loads(arguments).get("namespace") for arguments in steps if arguments is not None]
     namespaces = sorted({each or cluster.get("namespace") or api.namespace for each in own})
     count = sum(len(kubernetes.running(api, place.store, origin.flow, origin.run, each)) for each in namespaces)
-    pods = f"its {count} pod{'s' if count > 1 else ''} {'are' if count > 1 else 'is'} stopped first" if count else "it is closed"
-    print(f"run {origin.run} was left open by an engine that is gone: {pods}, since {why}", file=sys.stderr, flush=True)
-    if (trouble := asyncio.run(_stop(place, origin, cluster))) is not None:
-        raise DefinitionError(Finding("resume", f"run {origin.run} could not be stopped: {trouble}"))
+    pods = f"its {counted(count, 'pod')} {'are' if count > 1 else 'is'} stopped" if count else "it is closed"
+    print(f"{said}: {pods}{' first' if why else ''}{since}", file=sys.stderr, flush=True)
+    _close(place, origin, cluster)
     for each in namespaces:
         kubernetes.remove_run(api, place.store, origin.flow, origin.run, each)
 
 
-async def _stop(place: Place, origin: Spec, cluster: Mapping[str, Any]) -> str | None:
+def _close(place: Place, origin: Spec, cluster: Mapping[str, Any] | None) -> None:
+    if (trouble := asyncio.run(_stop(place, origin, cluster))) is not None:
+        raise DefinitionError(Finding("", f"run {origin.run} could not be stopped: {trouble}"))
+
+
+async def _stop(place: Place, origin: Spec, cluster: Mapping[str, Any] | None) -> str | None:
     """As an engine that goes on with the run, and is asked to stop it; what has finished meanwhile is kept. Gives why it could not."""
     folder = Path(tempfile.mkdtemp(prefix="flowbook-"))
     machine = Machine(folder=folder)

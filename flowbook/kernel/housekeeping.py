@@ -51,7 +51,7 @@ def gc(session: Session, *, flow: str | None = None, keep: int | None = None, al
         )
         left = orphans(session.store)
         left_bytes = sum(remove(orphan, dry_run=dry_run) for orphan in left)
-        in_cluster = swept(session.store, session.settings.cluster, dry_run=dry_run)
+        in_cluster = swept(session.store, session.settings.cluster, session.engine.driven(), "%flow attach RUN", dry_run=dry_run)
     for line in [*told(report, left, left_bytes, time.perf_counter() - begun), *in_cluster]:
         print(line)
 

@@ -132,9 +132,9 @@ def test_gc_removes_what_ended_runs_left_and_nothing_of_open_ones(stage: Stage, 
     for run, store in (("1", mine), ("2", mine), ("3", mine), ("1", {"kind": "files", "root": "/another"})):
         fake.create(pod(run, store))
 
-    listed = kubernetes.sweep(api, stage.store, "team", dry_run=True)
+    listed = kubernetes.sweep(api, stage.store, "team", dry_run=True).removed
     assert len(fake.names()) == 4 and len(listed) == 2
-    assert sorted(kubernetes.sweep(api, stage.store, "team")) == sorted(listed)
+    assert sorted(kubernetes.sweep(api, stage.store, "team").removed) == sorted(listed)
     notes = [fake.pods[name]["metadata"]["annotations"] for name in fake.names()]
     assert sorted((note["flowbook/run"], "another" in note["flowbook/store"]) for note in notes) == [("1", True), ("2", False)]
 

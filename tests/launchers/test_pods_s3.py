@@ -236,7 +236,7 @@ def test_a_resume_that_does_something_else_stops_the_pods_of_the_run_that_was_le
     going.join()
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"run 1 was left open by an engine that is gone: its 3 pods are stopped first, since {why}" in done.stderr
+    assert f"run 1 was left open by a process that is gone: its 3 pods are stopped first, since {why}" in done.stderr
     assert f"the sum is {60 if words == ('train',) else 120}" in done.stdout
     assert left.runs() == {"2": "succeeded", "1": "stopped"}
     assert left.begun() == {"begun-1": 2, "begun-2": 2, "begun-3": 2}
@@ -255,3 +255,45 @@ def test_a_run_that_another_terminal_drives_is_not_resumed(left: Left) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_gc_removes_pods_of_a_run_that_was_left_once_their_results_are_stored_and_tells_of_it(stage: Stage, left: Left) -> None:
+    left.kill()
+    told = "run 1 of LeftFlow is open, but no process of this machine drives it"
+    tried = left("gc", "--dry-run").stdout
+    assert f"{told}, and 3 pods of it are there: `resume --origin-run-id 1` goes on with it, `flowbook stop LeftFlow/1` closes it" in tried
+    assert "would remove 1 pod in the cluster" in tried  # that of start
+    left.go()
+    phases = stage.cluster.pods
+    eventually(lambda: all(pod["status"]["phase"] == "Succeeded" for pod in list(phases.values())), "the ends of the pods")
+
+    done = left("gc").stdout
+    assert "removed 4 pods in the cluster that nobody needs any more" in done and f"! {told}: `resume" in done
+    assert not stage.cluster.names()
+    resumed = left("resume")
+    assert resumed.returncode == 0 and "the sum is 60" in resumed.stdout, resumed.stdout + resumed.stderr
+    assert left.begun() == {"begun-1": 1, "begun-2": 1, "begun-3": 1} and left.runs() == {"1": "succeeded"}
+    assert "is open" not in left("gc").stdout
+
+
+def test_gc_leaves_the_pods_of_a_run_that_is_driven_alone(stage: Stage, left: Left) -> None:
+    process = left.start()
+    try:
+        before = stage.cluster.names()
+        done = left("gc").stdout
+        assert "in the cluster" not in done and "is open" not in done and stage.cluster.names() == before
+        left.go()
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_that_was_left_is_closed_with_its_pods(stage: Stage, left: Left) -> None:
+    left.kill()
+    done = left("stop")
+
+    assert done.returncode == 0 and "run 1 of LeftFlow was stopped" in done.stdout, done.stdout + done.stderr
+    assert "run 1 was left open by a process that is gone: its 3 pods are stopped" in done.stderr
+    assert left.runs() == {"1": "stopped"} and not stage.cluster.names() and not stage.cluster.anchors
+    assert "has already ended" in left("stop", "1").stdout

@@ -18,7 +18,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -782,14 +782,23 @@ def _quietly(act: Callable[..., None], *args: Any) -> None:
         act(*args)
 
 
-def sweep(api: Api, store: Store, namespace: str, *, dry_run: bool = False) -> list[str]:
-    """Remove pods and anchors of runs of this store that have ended, or are there no more. Gives the names of the pods.
+@dataclasses.dataclass
+class Swept:
+    """What a sweep removed (names of pods), and the open runs that nobody here drives: (flow, run) → how many of its pods are not over."""
 
-    Those of open runs stay: somebody may go on with them. Raises ClusterError, StoreError.
+    removed: list[str] = dataclasses.field(default_factory=list)
+    left: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+
+
+def sweep(api: Api, store: Store, namespace: str, *, dry_run: bool = False, driven: Collection[tuple[str, str]] = ()) -> Swept:
+    """Remove pods and anchors of runs of this store that have ended, or are there no more. `driven`: the runs that have an engine.
+
+    Of open runs without one only those pods go that are over and whose result is in the store: somebody may go on with the run.
+    Raises ClusterError, StoreError.
     """
     mine = json.dumps(place_of(store), sort_keys=True)
     over: dict[tuple[str, str], bool] = {}
-    removed = []
+    swept = Swept()
     for kind in ("pods", "configmaps"):
         path = f"/api/v1/namespaces/{namespace}/{kind}"
         for each in api.get(path, {"labelSelector": "app.kubernetes.io/managed-by=flowbook"})["items"]:
@@ -799,12 +808,24 @@ def sweep(api: Api, store: Store, namespace: str, *, dry_run: bool = False) -> l
             run = (str(notes.get(f"{podspec.LABEL}/flow")), str(notes.get(f"{podspec.LABEL}/run")))
             if run not in over:
                 over[run] = is_over(store, *run)
-            if over[run]:
-                name = each["metadata"]["name"]
-                removed += [name] if kind == "pods" else []
-                if not dry_run:
-                    api.delete(f"{path}/{name}")
-    return removed
+            if not over[run]:
+                if run in driven:
+                    continue
+                waits = kind == "pods" and not podstatus.is_over(each)
+                swept.left[run] = swept.left.get(run, 0) + waits
+                if waits or kind != "pods" or not _has_result(store, notes):
+                    continue
+            name = each["metadata"]["name"]
+            swept.removed += [name] if kind == "pods" else []
+            if not dry_run:
+                api.delete(f"{path}/{name}")
+    return swept
+
+
+def _has_result(store: Store, notes: Mapping[str, Json]) -> bool:
+    """Whether the task of a pod with these annotations has its COMMIT."""
+    flow, run, step, task = (str(notes.get(f"{podspec.LABEL}/{name}")) for name in ("flow", "run", "step", "task"))
+    return store.exists(f"{layout.run_prefix(flow, run)}{step}/{task}.COMMIT")
 
 
 def is_over(store: Store, flow: str, run: str) -> bool:
