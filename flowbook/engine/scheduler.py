@@ -285,6 +285,8 @@ class Run:
                 f"{error}. Run {self.run} is given up here; what its tasks made is kept: {self._resume} runs what is missing"
             )
         except SteppedBack:
+            if self._pod_grants:
+                self._pods.spared.add((self.flow, self.run))
             self._end_without_log(f"another engine owns run {self.run}; this one has stepped back")
         except (StoreError, ValueError, TypeError, KeyError) as error:
             self._end_without_log(f"run {self.run} cannot be driven: {error}")

@@ -12,6 +12,7 @@ import pytest
 
 from flowbook.engine.launch import kubernetes, podspec
 from flowbook.engine.launch.apiserver import Api
+from flowbook.engine.scheduler import Machine
 from flowbook.store.files import FilesStore
 from tests.launchers.fake_cluster import Denied, FakeCluster
 from tests.launchers.stage import Stage, cell, sweep, until
@@ -168,3 +169,34 @@ def test_a_watch_that_is_told_410_reads_all_anew_and_misses_nothing(stage: Stage
 
     assert stage.log()[-1]["state"] == "succeeded"
     assert [e["e"] for e in stage.log()].count("launched") == 6
+
+
+def test_of_two_engines_of_a_run_the_one_that_steps_back_leaves_the_pods_to_the_other(stage: Stage, tmp_path: Path) -> None:
+    """As when somebody goes on with a run on another machine, where its engine is not seen."""
+    body = f"""
+import os, time
+open(f"{tmp_path}/begun-{{x}}", "a").write("x")
+while not os.path.exists(f"{tmp_path}/go-{{x}}"):
+    time.sleep(0.02)
+y = x * 10
+"""
+
+    def begun() -> list[int]:
+        return sorted(len(file.read_text()) for file in tmp_path.glob("begun-*"))
+
+    async def scene() -> list[str | None]:
+        engines = [asyncio.create_task(stage.run(*sweep(2, body)).drive())]
+        await until(lambda: begun() == [1, 1], "the pods")
+        stage.machine, first = Machine(), stage.machine
+        other = stage.run(adopt=True)
+        engines.append(asyncio.create_task(other.drive()))
+        await until(lambda: len(other.live) == 2 and all(live.pod is not None for live in other.live.values()), "the other engine")
+        (tmp_path / "go-0").touch()
+        await asyncio.wait(engines, return_when=asyncio.FIRST_COMPLETED)
+        (tmp_path / "go-1").touch()
+        ended = [await engine for engine in engines]
+        first.close()
+        return ended
+
+    assert set(stage.complete(scene())) == {None, "succeeded"}
+    assert begun() == [1, 1] and stage.value("total", "best") == 10

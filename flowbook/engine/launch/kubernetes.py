@@ -72,6 +72,7 @@ class Pods:
         self.store, self.cluster = store, cluster
         self.troubled: set[Callable[[str], None]] = set()
         self.stop_on_cancel = True  # False: whoever goes on with the run finds its pods
+        self.spared: set[tuple[str, str]] = set()  # runs that another engine goes on with: their pods are its own
         self._environ, self._api, self._grace_s = environ, api, grace_s
         self._threads = ThreadPoolExecutor(WORKERS, "flowbook-pods")
         self._streams = threading.BoundedSemaphore(streams)
@@ -110,7 +111,7 @@ class Pods:
                 return refused
             return await pod.to_its_end()
         except asyncio.CancelledError:
-            if self.stop_on_cancel:
+            if self.stop_on_cancel and (ask.flow, ask.run) not in self.spared:
                 await pod.stop()
             raise
         finally:
