@@ -271,9 +271,14 @@ class Doctored:
     def __init__(self, fake: FakeCluster) -> None:
         self.fake, self.allowed, self.accounts = fake, set(rights.asked()), {"steps"}
         self.roles: dict[str, str] = {}  # of accounts
+        self.nodes: list[Any] | None = None  # None: they may not be listed
         fake.answers = self.answer
 
     def answer(self, method: str, path: str, body: Any) -> Any:
+        if path == "/api/v1/nodes":
+            if self.nodes is None:
+                raise Denied(403, "Forbidden", "nodes is forbidden")
+            return {"items": self.nodes}
         if path == "/version":
             return {"gitVersion": "v1.34.2"}
         if path.endswith("/selfsubjectreviews"):
@@ -405,6 +410,45 @@ def test_secrets_and_accounts_that_pods_need_are_looked_for(
     doctored.roles["default"] = "arn:aws:iam::1:role/steps"
     code, text = doctor(capsys)
     assert code == 0 and "✓ service account default, with the role arn:aws:iam::1:role/steps" in text, text
+
+
+GPU = "karpenter.k8s.aws/instance-gpu-name"
+
+
+def node(labels: dict[str, str], **amounts: str) -> dict[str, Any]:
+    has = {"cpu": "8", "memory": "32Gi", **{name.replace("gpu", "nvidia.com/gpu"): value for name, value in amounts.items()}}
+    return {"metadata": {"name": "node-1", "labels": labels}, "status": {"allocatable": has}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words", "said"),
+    [
+        (
+            None,
+            ["resources:gpu=1"],
+            "! whether a node is there for cpu 1, memory 4096M, gpu 1; instance-gpu-name l4 or l40s cannot be seen",
+        ),
+        (None, ["kubernetes:node_selector=disk=fast"], "! whether a node is there for"),
+        (None, ["kubernetes:image=team/train:7"], "all is well"),
+        ([node({})], ["resources:gpu=1"], "! none of the cluster's nodes (1) has the labels and the size for a pod of cpu 1"),
+        ([node({GPU: "l4"})], ["resources:gpu=1"], "! none of the cluster's nodes (1) has"),
+        ([node({GPU: "a100"}, gpu="4")], ["resources:gpu=1"], "! none of the cluster's nodes (1) has"),
+        ([node({GPU: "l4"}, gpu="1"), node({})], ["resources:gpu=1"], "✓ 1 of 2 nodes could take a pod of cpu 1"),
+        ([node({}, cpu="7900m")], ["resources:cpu=8"], "! none of the cluster's nodes (1) has"),
+        ([node({}, memory="3900000Ki")], ["resources:memory=4000"], "! none of the cluster's nodes (1) has"),
+        ([node({"disk": "fast"})], ["kubernetes:node_selector=disk=fast"], "✓ 1 of 1 node could take"),
+        ([node({"disk": "slow"})], ["kubernetes:node_selector=disk=fast"], "! none of the cluster's nodes (1) has"),
+        ([node({})], ["kubernetes:image=team/train:7"], "✓ 1 of 1 node could take"),
+    ],
+)
+def test_whether_a_node_is_there_is_looked_at_where_nodes_may_be_listed(
+    doctored: Doctored, capsys: pytest.CaptureFixture[str], nodes: list[Any] | None, words: list[str], said: str
+) -> None:
+    doctored.nodes = nodes
+    code, text = doctor(capsys, *(part for word in words for part in ("--with", word)))
+
+    assert code == 0 and said in text, text
+    assert ("all is well" in text) == ("!" not in said), text
 
 
 def test_a_pod_is_tried_and_nothing_is_left_of_it(doctored: Doctored, capsys: pytest.CaptureFixture[str], server: Server) -> None:

@@ -108,6 +108,10 @@ def test_what_an_administrator_sees_of_secret_and_account(
     code, text = doctor(environ, tmp_path)
     assert code == 0 and "Secret store in namespace" in text and "service account flowbook-step" in text, text
 
+    assert "could take a pod of cpu 100m" in text, text
+    code, text = doctor(environ, tmp_path, "--with", "resources:gpu=1")
+    assert code == 0 and "! none of the cluster's nodes" in text and "instance-gpu-name l4 or l40s" in text, text
+
     namespace.kube.delete("secret", "store")
     code, text = doctor(environ, tmp_path)
     assert code == 1 and f"there is no Secret store in namespace {namespace.name}" in text, text

@@ -5,6 +5,7 @@
     storage.py   the store: is it there, can it be written, does it keep create-if-absent
     cluster.py   the API server, rights, the namespace, what pods need
     rights.py    which rights flowbook needs, and the Role that lacks
+    nodes.py     which nodes a pod could be on
     trial.py     one small pod that does what a step's pod does
     elsewhere.py the checks of the cluster as a program, so that a kernel need not load what speaks to one
 

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowbook.engine.doctor import rights
+from flowbook.engine.doctor import nodes, rights
 from flowbook.engine.doctor.core import Check, Found
 from flowbook.engine.doctor.machine import numbers
 from flowbook.engine.launch import podspec, podstatus
 from flowbook.engine.launch.apiserver import OWN_NAMESPACE, Api, Refused
 from flowbook.engine.launch.placing import NO_STORE, placed
 from flowbook.errors import ClusterError, DefinitionError, Finding
+from flowbook.spec.amounts import counted
 from flowbook.spec.flow import Options, Resources, Spec, Step
 from flowbook.store.base import Store
 
@@ -236,6 +237,27 @@ class Look:
         image = podspec.image_of(self.ask, self.cluster)
         if not self._pod:
             yield Found("ok", f"image {image}; whether nodes can pull it, and pods reach the store, only a pod shows: `--pod` tries one")
+            yield from self._nodes()
+
+    def _nodes(self) -> Iterator[Found]:
+        """Whether a node is there for what the pod asks. Most accounts may not see nodes."""
+        pod = podspec.manifest(self.ask, self.cluster)
+        own = json.loads(dict(self.step.options.extra)["kubernetes"])
+        particular = podspec.asked(self.step.options) != SMALL or own.get("node_selector")
+        wanted = podstatus.wants(pod)
+        try:
+            there = self.api.get("/api/v1/nodes")["items"]
+        except Refused:
+            if particular:
+                text = f"whether a node is there for {wanted} cannot be seen: this account may not list nodes"
+                yield Found("warn", text, "Only a pod shows it: `--pod` tries one.")
+            return
+        if found := nodes.suited(pod, there):
+            yield Found("ok", f"{len(found)} of {counted(len(there), 'node')} could take a pod of {wanted}, if idle")
+        else:
+            text = f"none of the cluster's nodes ({len(there)}) has the labels and the size for a pod of {wanted}"
+            remedy = "Fine where nodes are made when they are asked for (Karpenter): `--pod` shows it. Else ask for less, or set kubernetes_tiers."
+            yield Found("warn", text, remedy)
 
     def _make_secret(self, name: str) -> str:
         return (

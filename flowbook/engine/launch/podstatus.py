@@ -94,15 +94,16 @@ def waits_for(pod: Pod) -> Waits | None:
 def _unscheduled(pod: Pod, reason: str, message: str) -> Waits:
     if reason == "SchedulingGated":
         return Waits("unschedulable", f"something else holds the pod back (a scheduling gate): {message}")
-    wants = _wants(pod)
+    wanted = wants(pod)
     # "no new claims to deallocate" is of the scheduler's dynamic resources, which we do not use
     nodes = re.sub(r"\s*preemption:.*|\s*no new claims to deallocate\b", "", message).rstrip("., ") or "no node fits"
     return Waits(
-        "unschedulable", f"no node for {wants} yet: {nodes}. If none is being made, ask for less, or see the tiers of your settings"
+        "unschedulable", f"no node for {wanted} yet: {nodes}. If none is being made, ask for less, or see the tiers of your settings"
     )
 
 
-def _wants(pod: Pod) -> str:
+def wants(pod: Pod) -> str:
+    """What it asks of a node, in words."""
     spec = pod["spec"]
     amounts = spec["containers"][0].get("resources", {}).get("requests", {})
     asked = ", ".join(f"{name.rpartition('/')[2] if '/' in name else name} {amount}" for name, amount in amounts.items())
