@@ -498,7 +498,20 @@ def test_a_pod_that_fails_says_why_and_is_removed(
     code, text = doctor(capsys, "--pod")
 
     assert code == 1 and "✗ the pod failed: " in text and said in text.partition("✗ the pod failed: ")[2], text
+    ours = "FLOWBOOK_KUBERNETES_IMAGE" in change
+    assert ("`--with kubernetes:image=…` tries another here" in text) == ours, text
     assert doctored.fake.names() == []
+
+
+def test_the_image_is_named_on_the_command_line_and_what_keeps_it_is_told_while_the_pod_waits(
+    doctored: Doctored, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWBOOK_KUBERNETES_IMAGE", "another/image:1")
+    code = main(["doctor", "--pod", "--with", "kubernetes:image=missing/image:1"])
+    shown = capsys.readouterr()
+
+    assert code == 1 and "there is no image missing/image:1" in re.sub(r"\n +", " ", shown.out), shown
+    assert re.search(r"… the pod is \w+: there is no image missing/image:1", shown.err), shown.err
 
 
 def test_another_python_in_the_image_is_told(

@@ -236,7 +236,8 @@ class Look:
             )
         image = podspec.image_of(self.ask, self.cluster)
         if not self._pod:
-            yield Found("ok", f"image {image}; whether nodes can pull it, and pods reach the store, only a pod shows: `--pod` tries one")
+            text = f"image {image}; whether nodes can pull it, and pods reach the store, only a pod shows: `--pod` tries one"
+            yield Found("ok", f"{text} (with another image: `--with kubernetes:image=…`)")
             yield from self._nodes()
 
     def _nodes(self) -> Iterator[Found]:

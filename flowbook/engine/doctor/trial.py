@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TRIAL_S = 300.0  # for a node to be brought and an image to be pulled; kubernetes_pending may be less
 BODY_S = 120.0  # for what the pod itself does
 GRACE_S = 2.0
+OTHER_IMAGE = "`--with kubernetes:image=…` tries another here; for runs it is set by kubernetes_image (FLOWBOOK_KUBERNETES_IMAGE)."
 STARTED = ("starting", "importing", "running", "saving")  # its container runs
 
 
@@ -122,7 +123,8 @@ def _told(look: Look, store: Store, heard: Heard, ended: Exit | None) -> Iterato
         return
     commit = results.read_commit(store, look.spec.flow, look.spec.run, look.step.name, ())
     if commit is None:
-        yield Found("bad", f"the pod failed: {_why(heard, ended)}")
+        why = _why(heard, ended)
+        yield Found("bad", f"the pod failed: {why}", OTHER_IMAGE if heard.started_s is None and image in why else "")
         return
     reader = results.Reader(store, look.spec.flow, {})
     python = reader.load(commit["artifacts"]["python"], "python")
