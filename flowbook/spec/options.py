@@ -276,7 +276,9 @@ def _megabytes(text: str, of: str, ambiguous: int) -> int:
     megabytes = math.ceil(Fraction(found[1]) * _BYTES.get(found[2].lower(), 10**6) / 10**6)
     if not found[2] and megabytes < ambiguous:
         gigabytes = f"{found[1]}GB ({math.ceil(Fraction(found[1]) * 1000)})"
-        raise Refused(f"a bare number is megabytes, and {found[1]} MB is hardly meant", f"did you mean {gigabytes}? Else write {found[1]}MB")
+        raise Refused(
+            f"a bare number is megabytes, and {found[1]} MB is hardly meant", f"did you mean {gigabytes}? Else write {found[1]}MB"
+        )
     if megabytes > MOST_MEMORY_MB:
         hint = f"did you mean {math.ceil(megabytes / 10**6)}MB? A bare number is megabytes" if not found[2] else "the most is 100TB"
         raise Refused("more than any machine has", hint)
