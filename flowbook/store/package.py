@@ -263,19 +263,24 @@ def module_spec(name: str) -> bool:
     return origin is None or not is_local(Path(origin))
 
 
+def python_lines(text: str) -> str:
+    """A cell without its magic and option lines, which are no Python; each other line stays in its place."""
+    return "\n".join("" if line.lstrip().startswith(("%%", "#|")) else line for line in text.splitlines())
+
+
 def imported_roots(source: bytes) -> set[str]:
     """Root names of all modules that a source imports, also inside functions; none if it is no Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return set()
-    roots: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            roots |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            roots.add(node.module.partition(".")[0])
-    return roots
+    return {root for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for root in _roots_of(node)}
+
+
+def _roots_of(node: ast.Import | ast.ImportFrom) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    return {node.module.partition(".")[0]} if node.module and not node.level else set()
 
 
 def required_roots(source: str, within: str | None = None) -> set[str]:
@@ -298,12 +303,10 @@ class _Required(ast.NodeVisitor):
         self.within, self.roots = within, set[str]()
         self._inside = within is None
 
-    def visit_Import(self, node: ast.Import) -> None:
-        self.roots |= {alias.name.partition(".")[0] for alias in node.names}
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
+        self.roots |= _roots_of(node)
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        if node.module and not node.level:
-            self.roots.add(node.module.partition(".")[0])
+    visit_ImportFrom = visit_Import
 
     def visit_Try(self, node: ast.Try) -> None:
         if any(handler.type is None or _MISSING & _mentioned(handler.type) for handler in node.handlers):

@@ -198,9 +198,9 @@ def needed(spec: Spec, step: Step) -> set[str]:
         return set()
     from flowbook.store import package
 
-    found = {root for name in spec.setup for root in package.required_roots(_plain(spec.sources[name]["source"]))}
+    found = {root for name in spec.setup for root in package.required_roots(package.python_lines(spec.sources[name]["source"]))}
     if spec.program is None:
-        found |= package.required_roots(_plain(step.source))
+        found |= package.required_roots(package.python_lines(step.source))
     else:
         found |= package.required_roots(spec.sources[spec.program]["source"], step.name)
     queue, seen = [*step.captures, *spec.setup_captures], set()
@@ -224,11 +224,6 @@ def needed(spec: Spec, step: Step) -> set[str]:
         found |= more
         queue += more
     return found & spec.packages.keys()
-
-
-def _plain(text: str) -> str:
-    """A cell without its magic and option lines, so that it parses."""
-    return "\n".join("" if re.match(r"\s*(%%|#\|)", line) else line for line in text.splitlines())
 
 
 # ---- what is kept -------------------------------------------------------------------------------------------------------
@@ -356,7 +351,7 @@ class Watched:
         return code if code >= 0 else 128 - code
 
     def _become_attempt(self, frames: int, theirs: int, order: dict[str, Json]) -> NoReturn:
-        os.setsid()  # it ends with this pod's first process, however that ends, by the kernel's own rule
+        os.setsid()  # no need to follow the parent's death: that is the pod's first process, with which the kernel ends all
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

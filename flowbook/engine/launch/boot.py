@@ -48,20 +48,27 @@ def words(data: bytes) -> str:
     return said
 
 
+def insist(send) -> tuple:  # type: ignore[type-arg, no-untyped-def]
+    """(status, data, error) of what `send` got at last, tried again as long as the server is busy or not reached."""
+    for tried in range(TRIES):
+        if tried:
+            time.sleep(min(0.2 * 2 ** (tried - 1), 10))
+        status, data, error = 0, b"", None
+        try:
+            status, data = send()
+        except (OSError, http.client.HTTPException) as caught:
+            error = caught
+        if error is None and status not in BUSY:
+            break
+    return status, data, error
+
+
 def granted(who: str, place: str, headers: dict, body: bytes | None = None) -> bytes:  # type: ignore[type-arg]
     """What whoever gives credentials has answered."""
-    why = ""
-    for tried in range(TRIES):
-        try:
-            status, data = ask(place, headers, body)
-            if status == 200:
-                return bytes(data)
-            why = f"refuses it ({status}): {words(data)}"
-            if status not in BUSY:
-                break
-        except (OSError, http.client.HTTPException) as error:
-            why = f"cannot be reached: {error}"
-        time.sleep(min(0.2 * 2**tried, 10))
+    status, data, error = insist(lambda: ask(place, headers, body))
+    if status == 200:
+        return bytes(data)
+    why = f"refuses it ({status}): {words(data)}" if error is None else f"cannot be reached: {error}"
     give_up(f"{who} gives this pod no credentials for the store: {place} {why}. {SERVICE_ACCOUNT}")
     return b""
 
@@ -138,19 +145,13 @@ def fetch(store: dict, key: str, secret: str = "") -> bytes:  # type: ignore[typ
     key = "/".join(part for part in (store.get("prefix", "").strip("/"), key) if part)
     place = f"{store['endpoint'].replace('{bucket}', store['bucket'])} (bucket {store['bucket']})"
     source = f": correct the Secret {secret} (kubernetes_secret)" if secret else " (kubernetes_secret, kubernetes_service_account)"
-    for tried in range(TRIES):
-        try:
-            status, data = ask(*signed(store, key))
-            if status == 200:
-                return bytes(data)
-            if status not in BUSY or tried == TRIES - 1:
-                mend = "" if status in BUSY else f" Look at the credentials that pods get{source}."
-                give_up(f"the store {place} does not give {key} to this pod ({status}): {words(data).rstrip('.')}.{mend}")
-        except (OSError, http.client.HTTPException) as error:
-            if tried == TRIES - 1:
-                give_up(f"the store {place} cannot be reached from this pod: {error}. Is its address one that pods can use?")
-        time.sleep(min(0.2 * 2**tried, 10))
-    return b""
+    status, data, error = insist(lambda: ask(*signed(store, key)))
+    if error is not None:
+        give_up(f"the store {place} cannot be reached from this pod: {error}. Is its address one that pods can use?")
+    if status != 200:
+        mend = "" if status in BUSY else f" Look at the credentials that pods get{source}."
+        give_up(f"the store {place} does not give {key} to this pod ({status}): {words(data).rstrip('.')}.{mend}")
+    return bytes(data)
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def packages_of(spec: Spec) -> dict[str, Json]:
     """The packages that the run's code imports, as they are here: root module → [distribution, version]."""
     roots: set[str] = set()
     for source in spec.sources.values():
-        roots |= package.imported_roots(_plain(source["source"]).encode())
+        roots |= package.imported_roots(package.python_lines(source["source"]).encode())
     for info in spec.modules.values():
         roots |= set(info.get("imports", ()))
     for capture in spec.captures.values():
@@ -137,8 +137,3 @@ def _installed(roots: Iterable[str]) -> dict[str, Json]:
         name = names[root][0]
         found[root] = [name, importlib.metadata.version(name)]
     return found
-
-
-def _plain(text: str) -> str:
-    """A cell without the lines that are no Python, in the same place."""
-    return "\n".join("" if line.lstrip().startswith(("%%", "#|")) else line for line in text.splitlines())
